@@ -1,0 +1,136 @@
+"""Datasets on storage: pictures once by content, and immutable versions that refer to them.
+
+A version is a Parquet manifest with one row per picture that was offered, kept or dropped, and an `info.json`. The
+validation split is no column but a function of a picture's bytes and a seed: it stays the same as the dataset grows,
+and equal bytes never sit on both sides.
+"""
+
+import hashlib
+import io
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from shared.errors import NotFound
+from shared.specs import check, Name
+from shared.storage import Storage, version_name, versions
+
+MANIFEST = pa.schema(
+    [
+        ("sha256", pa.string()),  # of the original bytes; empty if there are none
+        ("ext", pa.string()),  # the file is images/<aa>/<sha256>.<ext>
+        ("label", pa.string()),
+        ("status", pa.string()),  # kept or dropped
+        ("reason", pa.string()),  # why it was dropped, a stable code; empty if kept
+        ("detail", pa.string()),  # the same as a sentence
+        ("name", pa.string()),  # file name or title where it came from
+        ("source", pa.string()),  # folder, upload, openverse, commons, ...
+        ("url", pa.string()),
+        ("page_url", pa.string()),
+        ("licence", pa.string()),
+        ("licence_url", pa.string()),
+        ("creator", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("format", pa.string()),
+        ("bytes", pa.int64()),
+        ("phash", pa.string()),  # perceptual hash, 64 bits as hex
+    ]
+)
+
+
+def image_key(sha256: str, ext: str) -> str:
+    """Where the bytes of a picture lie on storage."""
+    return f"images/{sha256[:2]}/{sha256}.{ext}"
+
+
+def blank_row(**values: Any) -> dict[str, Any]:
+    """A manifest row: empty text and zeros, but for `values`."""
+    row: dict[str, Any] = {f.name: 0 if pa.types.is_integer(f.type) else "" for f in MANIFEST}
+    return {**row, **values}
+
+
+def manifest_bytes(rows: list[dict[str, Any]]) -> bytes:
+    """The rows as Parquet."""
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(rows, schema=MANIFEST), out, compression="zstd")
+    return out.getvalue()
+
+
+def summary(rows: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """What info.json says of the rows: classes with counts, dropped reasons, licences, and a hash of what was kept."""
+    kept = [r for r in rows if r["status"] == "kept"]
+    digest = hashlib.sha256("\n".join(sorted(f"{r['sha256']}\t{r['label']}" for r in kept)).encode()).hexdigest()
+    return {
+        "images": len(kept),
+        "classes": dict(sorted(Counter(r["label"] for r in kept).items())),
+        "dropped": dict(Counter(r["reason"] for r in rows if r["status"] == "dropped").most_common()),
+        "licences": dict(Counter(r["licence"] or "unknown" for r in kept).most_common()),
+        "bytes": sum(r["bytes"] for r in kept),
+        "hash": digest,
+    }
+
+
+def names(storage: Storage) -> list[str]:
+    """Names of the datasets that have a version."""
+    return [name for name in storage.list("datasets") if versions(storage, f"datasets/{name}")]
+
+
+def latest(storage: Storage, name: str) -> int:
+    """The newest version's number. Raises NotFound."""
+    check(Name, name)
+    found = versions(storage, f"datasets/{name}")
+    if not found:
+        raise NotFound(f"There is no dataset {name!r}. `darkroom dataset list` shows what there is.")
+    return found[-1]
+
+
+def info(storage: Storage, name: str, version: int | None = None) -> dict[str, Any]:
+    """The info of a version, the newest if none is named. Raises NotFound.
+
+    Keys: dataset, version, created (seconds since 1970), job, source, images, classes ({name: count}), dropped
+    ({reason: count}), licences, bytes, hash.
+    """
+    number = latest(storage, name) if version is None else version
+    check(Name, name)
+    try:
+        return storage.read_json(f"datasets/{name}/{version_name(number)}/info.json")  # type: ignore[no-any-return]
+    except NotFound:
+        raise NotFound(f"There is no version {number} of the dataset {name!r}.") from None
+
+
+def rows(storage: Storage, name: str, version: int, label: str | None = None, status: str = "kept", start: int = 0, limit: int | None = None) -> list[dict[str, Any]]:
+    """Manifest rows of a version, of one class if `label` is given, in manifest order. Raises NotFound."""
+    check(Name, name)
+    with storage.open(f"datasets/{name}/{version_name(version)}/manifest.parquet") as f:
+        table = pq.read_table(f)
+    keep = pc.equal(table["status"], status)
+    if label is not None:
+        keep = pc.and_(keep, pc.equal(table["label"], label))
+    return table.filter(keep).slice(start, limit).to_pylist()  # type: ignore[no-any-return]
+
+
+def split(items: list[tuple[str, str]], valid_pct: float, seed: int) -> list[bool]:
+    """Which of `items`, (sha256, label) each, are for validation. Deterministic, and stable as a dataset grows.
+
+    A picture is for validation when the hash of its bytes and the seed falls into the lowest `valid_pct` of all hashes.
+    A class of two pictures or more has at least one on each side. That replaces fastai's RandomSplitter, whose split
+    changes entirely with one picture more, so that two versions of a dataset could not be compared.
+    """
+    position = [int.from_bytes(hashlib.sha256(f"{seed}:{sha256}".encode()).digest()[:8]) / 2**64 for sha256, _ in items]
+    valid = [p < valid_pct for p in position]
+    members: dict[str, list[int]] = {}
+    for i, (_, label) in enumerate(items):
+        members.setdefault(label, []).append(i)
+    for indices in members.values():
+        if len(indices) < 2:
+            continue
+        if not any(valid[i] for i in indices):
+            valid[min(indices, key=position.__getitem__)] = True
+        elif all(valid[i] for i in indices):
+            valid[max(indices, key=position.__getitem__)] = False
+    return valid

@@ -1,0 +1,67 @@
+"""The model registry on storage: versions with their lineage.
+
+`models/<name>/v0001/` holds model.safetensors (the weights, the only thing a worker loads), export.pkl (for notebooks;
+offered for download, never loaded here), report.json and, last, info.json.
+"""
+
+from typing import Any
+
+from shared.errors import Invalid, NotFound
+from shared.specs import Name, check, parse_model_ref
+from shared.storage import Storage, version_name, versions
+
+
+def key(name: str, version: int, file: str) -> str:
+    """Where a file of a model version lies on storage."""
+    return f"models/{name}/{version_name(version)}/{file}"
+
+
+def names(storage: Storage) -> list[str]:
+    """Names of the models that have a version."""
+    return [name for name in storage.list("models") if versions(storage, f"models/{name}")]
+
+
+def resolve(storage: Storage, ref: str) -> tuple[str, int]:
+    """`"clothing"` -> its newest version, `"clothing/v3"` -> that one, if it exists. Raises Invalid or NotFound."""
+    try:
+        name, version = parse_model_ref(ref)
+    except ValueError as error:
+        raise Invalid(f"{error}.", field="model") from None
+    found = versions(storage, f"models/{name}")
+    if not found:
+        raise NotFound(f"There is no model {name!r}. `darkroom model list` shows what there is.")
+    if version is not None and version not in found:
+        raise NotFound(f"There is no version {version} of the model {name!r}; there is {', '.join(f'v{v}' for v in found)}.")
+    return name, version or found[-1]
+
+
+def info(storage: Storage, name: str, version: int) -> dict[str, Any]:
+    """The info of a version. Raises NotFound.
+
+    Keys: model, version, created (seconds since 1970), job, arch, classes (list, in the order of the outputs), image_size,
+    spec (the TrainSpec), dataset ({name, version, hash, images}), parent, error_rate, valid_images, train_images,
+    train_seconds, epochs (rows), device, libraries ({name: version}).
+    """
+    check(Name, name)
+    try:
+        return storage.read_json(key(name, version, "info.json"))  # type: ignore[no-any-return]
+    except NotFound:
+        raise NotFound(f"There is no version {version} of the model {name!r}.") from None
+
+
+def report(storage: Storage, name: str, version: int) -> dict[str, Any]:
+    """The evaluation report of a version, on its validation images. Raises NotFound.
+
+    Keys: classes (list), confusion (rows are actual, columns predicted, counts), per_class (list of {label, precision,
+    recall, f1, support}), top_losses (list of {sha256, ext, actual, predicted, probability, loss}), most_confused
+    (list of {actual, predicted, count}), error_rate, interval ([low, high], 95 %), epochs (rows), loss (points [batch, loss]),
+    mistakes (list of {sha256, ext, actual, predicted, probability}).
+    """
+    check(Name, name)
+    return storage.read_json(key(name, version, "report.json"))  # type: ignore[no-any-return]
+
+
+def all_versions(storage: Storage, name: str) -> list[dict[str, Any]]:
+    """The info of every version of a model, newest first. Raises NotFound."""
+    resolve(storage, name)
+    return [info(storage, name, number) for number in reversed(versions(storage, f"models/{name}"))]

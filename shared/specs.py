@@ -1,0 +1,205 @@
+"""What can be asked of Darkroom: one spec a kind of job, the one truth behind the web form, the API, the command line and the worker.
+
+A field's default, bounds, title and description are shown by the form and by `--help` alike. Names of datasets and models
+are part of URLs and paths and therefore plain; class names are data and may be any text without control characters.
+"""
+
+import re
+import unicodedata
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+
+from shared.errors import Invalid
+
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
+MODEL_REF = re.compile(r"([a-z0-9][a-z0-9_-]{0,62})(?:/(?:v)?(\d{1,6}))?")
+ARCHITECTURES = (
+    "resnet18", "resnet34", "resnet50", "squeezenet1_0", "squeezenet1_1", "mobilenet_v3_small", "mobilenet_v3_large",
+    "efficientnet_b0", "densenet121", "convnext_tiny",
+)  # fmt: skip
+
+
+def check_name(value: str) -> str:
+    """A dataset or model name: it is part of URLs and paths, so it is plain. Raises ValueError with a sentence."""
+    if not NAME.fullmatch(value):
+        raise ValueError("a name is lower-case letters, digits, - and _, starts with a letter or digit, and has at most 63 characters")
+    return value
+
+
+def check_class_name(value: str) -> str:
+    """A class name, NFC-normalised and stripped. Raises ValueError for control or bidirectional characters or over 100 characters."""
+    value = unicodedata.normalize("NFC", value).strip()
+    if not value:
+        raise ValueError("a class name cannot be empty")
+    if len(value) > 100:
+        raise ValueError("a class name has at most 100 characters")
+    if any(unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for c in value):
+        raise ValueError("a class name cannot hold control, bidirectional or invisible characters")
+    return value
+
+
+def parse_model_ref(value: str) -> tuple[str, int | None]:
+    """`"clothing"` -> `("clothing", None)`, `"clothing/v3"` or `"clothing/3"` -> `("clothing", 3)`. Raises ValueError."""
+    match = MODEL_REF.fullmatch(value)
+    if not match:
+        raise ValueError("a model is named as name or name/v3")
+    return match[1], int(match[2]) if match[2] else None
+
+
+def check_model_ref(value: str) -> str:
+    """A model reference, as it was given. Raises ValueError."""
+    parse_model_ref(value)
+    return value
+
+
+Name = Annotated[str, AfterValidator(check_name)]
+ClassName = Annotated[str, AfterValidator(check_class_name)]
+ModelRef = Annotated[str, AfterValidator(check_model_ref)]
+
+
+class Spec(BaseModel):
+    """Common to all specs: unknown fields are refused, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FolderSource(Spec):
+    """A folder that the server and its workers can see."""
+
+    kind: Literal["folder"] = "folder"
+    path: str = Field(min_length=1, max_length=4096, description="absolute path on the server")
+
+
+class UploadSource(Spec):
+    """A zip that was uploaded (`POST /uploads`), or the single files of a form, which the web zips as they arrive."""
+
+    kind: Literal["upload"] = "upload"
+    id: str = Field(pattern=r"^[0-9a-z]{10,40}$", description="id that the upload answered")
+
+
+class UrlsSource(Spec):
+    """Addresses of images."""
+
+    kind: Literal["urls"] = "urls"
+    urls: list[str] = Field(min_length=1, max_length=100_000, description="http or https addresses")
+
+    @field_validator("urls")
+    @classmethod
+    def check_urls(cls, urls: list[str]) -> list[str]:
+        """Strip blanks; refuse anything but http and https."""
+        urls = [url.strip() for url in urls if url.strip()]
+        for url in urls:
+            if not re.match(r"https?://[^/\s]+", url, re.IGNORECASE) or len(url) > 4096:
+                raise ValueError(f"not an http or https address: {url[:80]!r}")
+        if not urls:
+            raise ValueError("the list of addresses is empty")
+        return urls
+
+
+class ImportSpec(Spec):
+    """Make a dataset from a folder per class."""
+
+    dataset: Name = Field(title="Name", description="name of the dataset; an existing one gets a new version")
+    source: Annotated[FolderSource | UploadSource, Field(discriminator="kind")]
+
+
+class ClassQuery(Spec):
+    """A class and what to search for it."""
+
+    name: ClassName = Field(description="name of the class")
+    query: str = Field("", max_length=200, description="words to search for; empty: the class name")
+
+
+class ScrapeSpec(Spec):
+    """Make a dataset by searching image sources for each class name."""
+
+    dataset: Name = Field(title="Name", description="name of the dataset; an existing one gets a new version")
+    classes: list[ClassQuery] = Field(min_length=2, max_length=1000, title="Classes", description="class names, with the words to search for where they differ")
+    per_class: int = Field(50, ge=2, le=1000, title="Images per class", description="how many images to keep of each class")
+    sources: list[Literal["openverse", "commons"]] = Field(
+        ["openverse", "commons"], min_length=1, title="Sources", description="where to search, in this order; both give licence and creator"
+    )
+    min_side: int = Field(64, ge=1, le=4096, title="Smallest side", description="images with a shorter side are dropped, pixels")
+
+    @field_validator("classes")
+    @classmethod
+    def check_distinct(cls, classes: list[ClassQuery]) -> list[ClassQuery]:
+        """Two classes may not differ by case alone: on some disks they would be one folder."""
+        seen: dict[str, str] = {}
+        for c in classes:
+            if c.name.casefold() in seen:
+                raise ValueError(f"the class {c.name!r} is named twice (also as {seen[c.name.casefold()]!r})")
+            seen[c.name.casefold()] = c.name
+        return classes
+
+
+class TrainSpec(Spec):
+    """Train a classifier: the recipe of the fastai course, each part of it a field with the course's default."""
+
+    dataset: Name = Field(title="Dataset", description="dataset to train on")
+    version: int | None = Field(None, ge=1, title="Dataset version", description="empty: the newest when the job is submitted")
+    model: Name | None = Field(None, title="Model name", description="empty: the dataset's name; an existing model gets a new version")
+    arch: str = Field("resnet18", title="Architecture", description="network: " + ", ".join(ARCHITECTURES))
+    pretrained: bool = Field(True, title="ImageNet weights", description="start from ImageNet weights; otherwise from scratch")
+    epochs: int = Field(4, ge=1, le=500, title="Epochs", description="epochs that train the whole network")
+    frozen_epochs: int = Field(1, ge=0, le=100, title="Frozen epochs", description="epochs before those that train the new head alone; none from scratch")
+    image_size: int = Field(224, ge=16, le=1024, title="Image size", description="side of the square that the network sees, pixels")
+    min_scale: float = Field(0.5, gt=0, le=1, title="Smallest crop", description="smallest share of an image that a random crop keeps")
+    augment: Literal["none", "light", "course"] = Field(
+        "course", title="Augmentation", description="course: fastai's aug_transforms (flip, rotate, zoom, warp, light); light: the same without flip and warp; none: the random crop alone"
+    )
+    batch_size: int = Field(64, ge=2, le=2048, title="Batch size", description="images a step")
+    base_lr: float = Field(2e-3, gt=0, le=1, title="Learning rate", description="fine_tune's base learning rate")
+    valid_pct: float = Field(0.2, ge=0.01, le=0.9, title="Validation share", description="share of the images kept for validation")
+    seed: int = Field(42, ge=0, le=2**31 - 1, title="Seed", description="of the split and of training")
+    parent: ModelRef | None = Field(None, title="Retrain of", description="the model version whose form this was, kept as lineage")
+    notes: str = Field("", max_length=2000, title="Notes", description="kept with the model")
+
+    @field_validator("arch")
+    @classmethod
+    def check_arch(cls, arch: str) -> str:
+        """Only architectures that can be rebuilt from info.json."""
+        if arch not in ARCHITECTURES:
+            raise ValueError(f"unknown architecture {arch[:60]!r}; choose one of {', '.join(ARCHITECTURES)}")
+        return arch
+
+
+class ClassifySpec(Spec):
+    """Label a batch of images with a model."""
+
+    model: ModelRef = Field(title="Model", description="name, or name/v3 for a version; a name alone is the newest when the job is submitted")
+    source: Annotated[FolderSource | UploadSource | UrlsSource, Field(discriminator="kind")]
+    top_k: int = Field(3, ge=1, le=20, title="Top k", description="how many labels with probabilities to keep of each image")
+    review_below: float = Field(0.6, ge=0, le=1, title="Review below", description="an image whose probability is lower is marked for review")
+    shard_size: int = Field(256, ge=1, le=10_000, title="Shard size", description="images a unit of work; a shard is what a dying worker loses")
+
+
+SPECS: dict[str, type[Spec]] = {"import": ImportSpec, "scrape": ScrapeSpec, "train": TrainSpec, "classify": ClassifySpec}
+AnySpec = ImportSpec | ScrapeSpec | TrainSpec | ClassifySpec
+
+
+def parse(kind: str, data: Any) -> AnySpec:
+    """Validate `data` as the spec of `kind`. Raises Invalid with one sentence that names each field at fault."""
+    try:
+        return SPECS[kind].model_validate(data)  # type: ignore[return-value]
+    except ValidationError as error:
+        raise invalid(error) from None
+
+
+def invalid(error: ValidationError) -> Invalid:
+    """One sentence for the user out of pydantic's list of findings; `field` is the first field at fault."""
+    findings = []
+    for e in error.errors(include_url=False):
+        where = ".".join(str(part) for part in e["loc"] if part not in {"folder", "upload", "urls"} or len(e["loc"]) == 1)
+        findings.append(f"{where or 'the spec'}: {e['msg'].removeprefix('Value error, ')}")
+    first = error.errors()[0]["loc"]
+    return Invalid("; ".join(findings) + ".", field=str(first[0]) if first else None)
+
+
+def check(annotation: Any, value: Any) -> Any:
+    """Validate one value against a type such as `Name`; returns it as validated. Raises Invalid."""
+    try:
+        return TypeAdapter(annotation).validate_python(value)
+    except ValidationError as error:
+        raise Invalid(error.errors()[0]["msg"].removeprefix("Value error, ") + ".") from None

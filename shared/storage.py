@@ -1,0 +1,215 @@
+"""The one door to files: a local folder by default, an object store by an fsspec address.
+
+What is on storage is the truth. Everything that belongs together is written first and its `info.json` last: a dataset
+version, a model version or a batch exists if and only if its info file does. Keys are relative, with forward slashes:
+
+    images/<aa>/<sha256>.<ext>          each picture once, whatever uses it
+    thumbs/<aa>/<sha256>-<side>.webp    made when first looked at
+    uploads/<id>.zip                    what was uploaded
+    datasets/<name>/v0001/              manifest.parquet, info.json
+    models/<name>/v0001/                model.safetensors, export.pkl, report.json, info.json
+    batches/<job id>/                   items.parquet, plan.json, shards/<first>-<last>.parquet, results.csv, results.parquet, info.json
+    jobs/<job id>.json                  the order as it was given, and how it ended
+"""
+
+import contextlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from shared.errors import NotFound, Unavailable
+
+
+class Storage:
+    """Files under one root. Create it after any fork: object-store clients do not survive one."""
+
+    def __init__(self, url: str, cache: Path) -> None:
+        """`url`: a folder or an fsspec address; `cache`: a local folder for copies of remote files."""
+        if "://" not in url:
+            url = str(Path(url).expanduser().resolve())
+        self.url = url
+        self.cache = Path(cache).expanduser()
+        self.fs, self.root = fsspec.core.url_to_fs(url)
+        self.is_local = isinstance(self.fs, LocalFileSystem)
+
+    def _full(self, key: str) -> str:
+        if key.startswith("/") or ".." in key.split("/") or "\0" in key:
+            raise ValueError(f"not a storage key: {key!r}")
+        return f"{self.root.rstrip('/')}/{key}"
+
+    def check(self) -> None:
+        """Raises Unavailable with a sentence when the storage cannot be written."""
+        probe = f".probe-{secrets.token_hex(4)}"
+        try:
+            self.write(probe, b"")
+            self.delete(probe)
+        except OSError as error:
+            raise Unavailable(f"The storage {self.url} cannot be written ({error.strerror or error}). Check its permissions and free space, or set DARKROOM_STORAGE.") from error
+
+    # -- reading ------------------------------------------------------------------------------------------------------
+
+    def exists(self, key: str) -> bool:
+        """Whether the file exists."""
+        return bool(self.fs.isfile(self._full(key)))
+
+    def open(self, key: str) -> IO[bytes]:
+        """A seekable binary file. Raises NotFound."""
+        try:
+            return self.fs.open(self._full(key), "rb")  # type: ignore[no-any-return]
+        except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+            raise NotFound(f"There is no file {key} in the storage.") from None
+
+    def read(self, key: str) -> bytes:
+        """The whole file. Raises NotFound."""
+        with self.open(key) as f:
+            return f.read()
+
+    def read_json(self, key: str) -> Any:
+        """Raises NotFound."""
+        return json.loads(self.read(key))
+
+    def list(self, key: str) -> list[str]:
+        """Names directly under a folder, sorted; empty if there is none. Unfinished things (dot names) are left out."""
+        try:
+            entries = self.fs.ls(self._full(key), detail=False)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        return sorted(name for e in entries if not (name := e.rstrip("/").rsplit("/", 1)[-1]).startswith("."))
+
+    def size(self, key: str) -> int:
+        """Bytes of a file. Raises NotFound."""
+        try:
+            return int(self.fs.size(self._full(key)))
+        except FileNotFoundError:
+            raise NotFound(f"There is no file {key} in the storage.") from None
+
+    def local(self, key: str) -> Path:
+        """A local path of the file: itself, or a copy in the cache. Only for files that never change. Raises NotFound."""
+        if self.is_local:
+            path = Path(self._full(key))
+            if not path.is_file():
+                raise NotFound(f"There is no file {key} in the storage.")
+            return path
+        path = self.cache / "storage" / key
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+            with self.open(key) as source, part.open("wb") as target:
+                shutil.copyfileobj(source, target, 1 << 20)
+            part.replace(path)
+        return path
+
+    # -- writing ------------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def writing(self, key: str, durable: bool = True, replace: bool = True) -> Iterator[IO[bytes]]:
+        """A binary file that appears under its name when the block ends well, and not at all otherwise.
+
+        `durable`: survives a power cut once the block has ended. `replace=False`: an existing file stays as it is.
+        """
+        full = self._full(key)
+        if not self.is_local:  # an object appears whole when its upload ends
+            with self.fs.open(full, "wb") as f:
+                try:
+                    yield f
+                except BaseException:
+                    f.discard()
+                    raise
+            return
+        target = Path(full)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+        try:
+            with part.open("wb") as f:
+                yield f
+                f.flush()
+                if durable:
+                    os.fsync(f.fileno())
+            if replace:
+                part.replace(target)
+            else:
+                with contextlib.suppress(FileExistsError):
+                    os.link(part, target)
+            if durable:
+                _sync_folder(target.parent)
+        finally:
+            part.unlink(missing_ok=True)
+
+    def write(self, key: str, data: bytes, durable: bool = True, replace: bool = True) -> None:
+        """Write a whole file, atomically."""
+        with self.writing(key, durable, replace) as f:
+            f.write(data)
+
+    def write_json(self, key: str, value: Any) -> None:
+        """Write indented JSON, atomically and durably."""
+        self.write(key, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+
+    def delete(self, key: str) -> None:
+        """Delete a file or a folder with all in it; nothing happens if there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            self.fs.rm(self._full(key), recursive=True)
+
+    def publish_version(self, parent: str, folder: Path, info: dict[str, Any]) -> int:
+        """Make the files of a local `folder` the next version under `parent`, `info.json` last; returns its number.
+
+        A version that was published by the same job (`info["job"]`) is answered instead of published twice.
+        """
+        for number in reversed(versions(self, parent)):
+            if self.read_json(f"{parent}/{version_name(number)}/info.json").get("job") == info["job"]:
+                return number
+        number = max((int(n[1:]) for n in self.list(parent) if _is_version(n)), default=0) + 1
+        while not self._reserve(f"{parent}/{version_name(number)}"):
+            number += 1
+        target = f"{parent}/{version_name(number)}"
+        try:
+            for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+                with path.open("rb") as source, self.writing(f"{target}/{path.relative_to(folder).as_posix()}") as out:
+                    shutil.copyfileobj(source, out, 1 << 20)
+            if self.is_local:
+                os.sync()  # the images were written without waiting for the disk
+            self.write_json(f"{target}/info.json", {**info, "version": number})
+        except BaseException:
+            self.delete(target)
+            raise
+        return number
+
+    def _reserve(self, key: str) -> bool:
+        """Whether the folder is ours: nobody else publishes the same number."""
+        if not self.is_local:
+            return True
+        target = Path(self._full(key))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            target.mkdir()
+        except FileExistsError:
+            return False
+        return True
+
+
+def versions(storage: Storage, parent: str) -> list[int]:
+    """Numbers of the versions under `parent` that exist, that is, whose info file does; ascending."""
+    return [int(n[1:]) for n in storage.list(parent) if _is_version(n) and storage.exists(f"{parent}/{n}/info.json")]
+
+
+def version_name(number: int) -> str:
+    """3 -> `v0003`."""
+    return f"v{number:04d}"
+
+
+def _is_version(name: str) -> bool:
+    return name[:1] == "v" and name[1:].isdigit()
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,35 @@
+"""How a pipeline function says how far it is, and learns that it should stop. Knows neither Celery nor Redis."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from shared.errors import Cancelled
+
+
+class Progress:
+    """Collects the state of a unit of work and hands each change to `emit` as a JSON-able dict.
+
+    `{"progress": {...}}` for the whole state so far, `{"row": [list name, value]}` for one row of a list.
+    """
+
+    def __init__(self, emit: Callable[[dict[str, Any]], None], stop: threading.Event | None = None) -> None:
+        self._emit = emit
+        self._stop = stop or threading.Event()
+        self._fields: dict[str, Any] = {}
+
+    def update(self, **fields: Any) -> None:
+        """Change some fields of the state and publish it. Raises Cancelled when the unit should stop."""
+        self.check()
+        self._fields.update(fields)
+        self._emit({"progress": dict(self._fields)})
+
+    def row(self, name: str, value: Any) -> None:
+        """Append one row to a list of the job (`epochs`, `loss`). Raises Cancelled when the unit should stop."""
+        self.check()
+        self._emit({"row": [name, value]})
+
+    def check(self) -> None:
+        """Raises Cancelled when the unit should stop; call it between two mini-batches."""
+        if self._stop.is_set():
+            raise Cancelled
