@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shared.errors import NotFound
-from shared.specs import check, Name
+from shared.specs import Name, check
 from shared.storage import Storage, version_name, versions
 
 MANIFEST = pa.schema(
@@ -103,7 +103,9 @@ def info(storage: Storage, name: str, version: int | None = None) -> dict[str, A
         raise NotFound(f"There is no version {number} of the dataset {name!r}.") from None
 
 
-def rows(storage: Storage, name: str, version: int, label: str | None = None, status: str = "kept", start: int = 0, limit: int | None = None) -> list[dict[str, Any]]:
+def rows(
+    storage: Storage, name: str, version: int, label: str | None = None, status: str = "kept", start: int = 0, limit: int | None = None
+) -> list[dict[str, Any]]:
     """Manifest rows of a version, of one class if `label` is given, in manifest order. Raises NotFound."""
     check(Name, name)
     with storage.open(f"datasets/{name}/{version_name(version)}/manifest.parquet") as f:

@@ -12,7 +12,7 @@ import zlib
 from dataclasses import dataclass
 from typing import IO
 
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from shared.errors import DarkroomError
 
@@ -72,7 +72,21 @@ def decode(data: bytes, max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
     except OSError as error:
         code = "truncated" if "truncated" in str(error) or "Truncated" in str(error) else "unreadable"
         raise BadImage(code, f"The picture cannot be decoded: {error}.") from None
-    except (ValueError, SyntaxError, TypeError, KeyError, IndexError, AttributeError, EOFError, OverflowError, ZeroDivisionError, struct.error, zlib.error, RuntimeError, MemoryError) as error:
+    except (
+        ValueError,
+        SyntaxError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+        EOFError,
+        OverflowError,
+        ZeroDivisionError,
+        struct.error,
+        zlib.error,
+        RuntimeError,
+        MemoryError,
+    ) as error:
         # Pillow's decoders raise these for damaged files; a list and not `Exception`, so that our own mistakes are seen
         raise BadImage("unreadable", f"The picture cannot be decoded: {type(error).__name__} {error}.") from None
 
@@ -130,5 +144,3 @@ def read_bounded(file: IO[bytes], max_bytes: int = MAX_BYTES) -> bytes:
     if len(data) > max_bytes:
         raise BadImage("too_large", f"The file has more than {max_bytes:,} bytes.")
     return data
-
-

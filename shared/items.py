@@ -39,7 +39,10 @@ def check_folder(path: str, settings: Settings) -> Path:
     if roots is None and not settings.loopback:
         raise Invalid("Server folders may not be named on this installation. Upload a zip, or set DARKROOM_IMPORT_ROOTS.", field="source")
     if roots is not None and not any(folder.is_relative_to(root.expanduser().resolve()) for root in roots):
-        raise Invalid(f"{folder} is not below a folder that may be imported ({', '.join(map(str, roots)) or 'none is'}); see DARKROOM_IMPORT_ROOTS.", field="source")
+        raise Invalid(
+            f"{folder} is not below a folder that may be imported ({', '.join(map(str, roots)) or 'none is'}); see DARKROOM_IMPORT_ROOTS.",
+            field="source",
+        )
     if not folder.exists():
         raise Invalid(f"There is no folder {folder} on the server.", field="source")
     if not folder.is_dir():
@@ -111,7 +114,7 @@ def read_member(archive: zipfile.ZipFile, index: int, max_bytes: int) -> bytes:
             return read_bounded(f, max_bytes)  # type: ignore[arg-type]
     except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
         raise BadImage("unreadable", f"The zip entry cannot be unpacked: {error}.") from None
-    except Exception as error:  # zlib.error and lzma.LZMAError share no base but Exception
+    except Exception as error:
         if type(error).__name__ not in {"error", "LZMAError"}:
             raise
         raise BadImage("unreadable", f"The zip entry is damaged: {error}.") from None

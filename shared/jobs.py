@@ -41,6 +41,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
 from shared.errors import NotFound, Unavailable
+from shared.storage import Storage
 
 PREFIX = "darkroom:"
 WINDOW = 16  # units of one job in the queue or leased at once, so that a small job never waits behind a giant
@@ -117,7 +118,7 @@ def connect(url: str, timeout: float = 5) -> redis.Redis:
         url,
         socket_timeout=timeout,
         socket_connect_timeout=timeout,
-        socket_keepalive=True,
+        **({} if url.startswith("unix:") else {"socket_keepalive": True}),
         health_check_interval=25,
         retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 2),
     )
@@ -129,7 +130,9 @@ def reachable(url: str = "") -> Iterator[None]:
     try:
         yield
     except (redis.ConnectionError, redis.TimeoutError) as error:
-        raise Unavailable(f"Redis cannot be reached{f' at {hide_password(url)}' if url else ''}. Start it with `darkroom up`, or check DARKROOM_REDIS_URL.") from error
+        raise Unavailable(
+            f"Redis cannot be reached{f' at {hide_password(url)}' if url else ''}. Start it with `darkroom up`, or check DARKROOM_REDIS_URL."
+        ) from error
     except redis.ResponseError as error:
         if any(word in str(error) for word in ("OOM", "MISCONF", "LOADING", "READONLY")):
             raise Unavailable(f"Redis refuses to work at the moment: {error}") from error
@@ -148,7 +151,7 @@ class JobStore:
     def __init__(self, client: redis.Redis, lease_seconds: float = 60) -> None:
         self.redis = client
         self.lease_ms = int(lease_seconds * 1000)
-        moves = json.dumps({state: {to: 1 for to in targets} for state, targets in MOVES.items()})
+        moves = json.dumps({state: dict.fromkeys(targets, 1) for state, targets in MOVES.items()})
         # cjson turns {} into an empty table, which is what `terminal` looks for
         head = f"local P = '{PREFIX}'\nlocal MOVES = cjson.decode('{moves}')\n"
         self._script = client.register_script(head + Path(__file__).with_name("ledger.lua").read_text())
@@ -246,7 +249,9 @@ class JobStore:
 
     def finish(self, claim: Claim, state: State, error: str = "", result: dict[str, Any] | None = None) -> bool:
         """End the job. False when the lease was lost."""
-        return bool(self._call("finish", claim.job, claim.unit, claim.token, state.value, error, json.dumps(result) if result is not None else ""))
+        return bool(
+            self._call("finish", claim.job, claim.unit, claim.token, state.value, error, json.dumps(result) if result is not None else "")
+        )
 
     # -- the sweeper --------------------------------------------------------------------------------------------------
 
@@ -282,7 +287,10 @@ class JobStore:
             pipe = self.redis.pipeline(transaction=False)
             for (job_id, unit), _ in entries:
                 pipe.hget(f"{PREFIX}unit:{job_id}:{unit}", "sends")
-            return [(job_id, unit, (now - score) / 1000, int(sends or 0)) for ((job_id, unit), score), sends in zip(entries, pipe.execute(), strict=True)]
+            return [
+                (job_id, unit, (now - score) / 1000, int(sends or 0))
+                for ((job_id, unit), score), sends in zip(entries, pipe.execute(), strict=True)
+            ]
 
     def resend(self, job_id: str, unit: str) -> bool:
         """Whether to send the unit again now."""
@@ -359,7 +367,22 @@ def _job(job_id: str, raw: dict[bytes, bytes]) -> Job:
     def seconds(name: str) -> float | None:
         return int(r[name]) / 1000 if name in r else None
 
-    known = {"kind", "state", "spec", "created", "started", "ended", "error", "note", "progress", "result", "cancel", "last", "leased", "moving"}
+    known = {
+        "kind",
+        "state",
+        "spec",
+        "created",
+        "started",
+        "ended",
+        "error",
+        "note",
+        "progress",
+        "result",
+        "cancel",
+        "last",
+        "leased",
+        "moving",
+    }
     return Job(
         id=job_id,
         kind=r["kind"],
@@ -375,3 +398,8 @@ def _job(job_id: str, raw: dict[bytes, bytes]) -> Job:
         result=json.loads(r.get("result", "{}")),
         counts={k: int(v) for k, v in r.items() if k not in known},
     )
+
+
+def keep_record(store: JobStore, storage: Storage, job_id: str) -> None:
+    """Keep a job as it stands in `jobs/<id>.json`, where it outlives the ledger: when it is ordered and when it has ended."""
+    storage.write_json(f"jobs/{job_id}.json", store.get(job_id).as_json())

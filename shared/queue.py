@@ -27,7 +27,8 @@ class in_served_order(priority_cycle):  # noqa: N801 - kombu names its cycles in
 
 def make_app(redis_url: str) -> Celery:
     """A Celery app on this Redis. Nothing connects until something is sent or a worker starts."""
-    app = Celery("darkroom", broker=redis_url, set_as_current=False)
+    # kombu has a name of its own for a unix socket
+    app = Celery("darkroom", broker=redis_url.replace("unix://", "redis+socket://", 1), set_as_current=False)
     app.conf.update(
         task_queues=[Queue(name) for name in QUEUES],
         task_default_queue="scrape",
@@ -77,4 +78,6 @@ def _send(app: Celery, task: str, args: list[str], queue: str) -> None:
     try:
         app.send_task(task, args=args, queue=queue, ignore_result=True, retry=False)
     except OperationalError as error:
-        raise Unavailable("Redis cannot be reached, so nothing was queued. Start it with `darkroom up`, or check DARKROOM_REDIS_URL.") from error
+        raise Unavailable(
+            "Redis cannot be reached, so nothing was queued. Start it with `darkroom up`, or check DARKROOM_REDIS_URL."
+        ) from error

@@ -79,7 +79,9 @@ def tally(rows: list[dict[str, Any]]) -> dict[str, Any]:
             "confidence": dict(Counter(str(min(int(r["probability"] * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)) for r in good)),
             "reasons": dict(Counter(r["error_code"] for r in rows if r["error_code"])),
         },
-        "latest": [json.dumps({k: r[k] for k in ("item_id", "uri", "label", "probability", "decision", "error_code", "error")}) for r in rows[-12:]],
+        "latest": [
+            json.dumps({k: r[k] for k in ("item_id", "uri", "label", "probability", "decision", "error_code", "error")}) for r in rows[-12:]
+        ],
     }
 
 
@@ -101,7 +103,15 @@ def tables(storage: Storage, batch: str) -> Iterator[pa.Table]:
             yield pq.read_table(f).replace_schema_metadata(None)
 
 
-def page(storage: Storage, batch: str, start: int = 0, limit: int = 100, label: str | None = None, decision: str | None = None, errors: bool = False) -> list[dict[str, Any]]:
+def page(
+    storage: Storage,
+    batch: str,
+    start: int = 0,
+    limit: int = 100,
+    label: str | None = None,
+    decision: str | None = None,
+    errors: bool = False,
+) -> list[dict[str, Any]]:
     """Rows done so far in the order of their items, from item `start` on, at most `limit`; filtered by label, decision or errors."""
     found: list[dict[str, Any]] = []
     for name in shards(storage, batch):
@@ -109,7 +119,12 @@ def page(storage: Storage, batch: str, start: int = 0, limit: int = 100, label: 
             continue
         with storage.open(shard_key(batch, name)) as f:
             for row in pq.read_table(f).to_pylist():
-                if row["item_id"] < start or (label is not None and row["label"] != label) or (decision and row["decision"] != decision) or (errors and not row["error_code"]):
+                if (
+                    row["item_id"] < start
+                    or (label is not None and row["label"] != label)
+                    or (decision and row["decision"] != decision)
+                    or (errors and not row["error_code"])
+                ):
                     continue
                 found.append(row)
                 if len(found) == limit:

@@ -17,19 +17,30 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="DARKROOM_", frozen=True, env_ignore_empty=True)
 
-    redis_url: str | None = Field(None, description="Redis of the queue and the ledger; unset: `darkroom up` starts one of its own in the storage folder")
+    redis_url: str | None = Field(
+        None, description="Redis of the queue and the ledger; unset: `darkroom up` starts one of its own in the storage folder"
+    )
     storage: str = Field("darkroom-data", description="folder or fsspec URL (s3://bucket/prefix) for images, datasets, models and results")
-    cache: Path = Field(Path("~/.cache/darkroom"), description="local folder for what can be made again: prepared images, copies of remote files")
-    host: str = Field("127.0.0.1", description="address the web listens on; anything but loopback needs `allowed_hosts`, and there are no accounts yet")
+    cache: Path = Field(
+        Path("~/.cache/darkroom"), description="local folder for what can be made again: prepared images, copies of remote files"
+    )
+    host: str = Field(
+        "127.0.0.1", description="address the web listens on; anything but loopback needs `allowed_hosts`, and there are no accounts yet"
+    )
     port: int = Field(8000, ge=1, le=65535, description="port the web listens on")
     allowed_hosts: list[str] = Field([], description="host names the web answers to besides localhost, as a JSON list")
     secret_key: str | None = Field(None, description="signs form tokens; unset: made once and kept in the storage folder")
-    import_roots: list[Path] | None = Field(None, description="server folders that may be imported or classified, as a JSON list; unset: any on a loopback address, none otherwise")
+    import_roots: list[Path] | None = Field(
+        None,
+        description="server folders that may be imported or classified, as a JSON list; unset: any on a loopback address, none otherwise",
+    )
     max_upload_bytes: int = Field(20 * 2**30, ge=1, description="largest upload, bytes")
     max_zip_members: int = Field(1_000_000, ge=1, description="most files in one zip")
     max_image_bytes: int = Field(50 * 2**20, ge=1, description="largest single image file, bytes")
     url: str = Field("http://127.0.0.1:8000", description="address of the web, for the command line")
-    operator_contact: str = Field("", description="web address or e-mail of whoever runs this installation; Wikimedia Commons requires it in the User-Agent")
+    operator_contact: str = Field(
+        "", description="web address or e-mail of whoever runs this installation; Wikimedia Commons requires it in the User-Agent"
+    )
     openverse_url: str = Field("https://api.openverse.org/v1/images/", description="search address of Openverse")
     commons_url: str = Field("https://commons.wikimedia.org/w/api.php", description="API address of Wikimedia Commons")
     fetch_allow: list[str] = Field([], description="private networks that downloads may reach, as a JSON list of CIDRs; meant for tests")

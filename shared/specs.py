@@ -115,7 +115,9 @@ class ScrapeSpec(Spec):
     """Make a dataset by searching image sources for each class name."""
 
     dataset: Name = Field(title="Name", description="name of the dataset; an existing one gets a new version")
-    classes: list[ClassQuery] = Field(min_length=2, max_length=1000, title="Classes", description="class names, with the words to search for where they differ")
+    classes: list[ClassQuery] = Field(
+        min_length=2, max_length=1000, title="Classes", description="class names, with the words to search for where they differ"
+    )
     per_class: int = Field(50, ge=2, le=1000, title="Images per class", description="how many images to keep of each class")
     sources: list[Literal["openverse", "commons"]] = Field(
         ["openverse", "commons"], min_length=1, title="Sources", description="where to search, in this order; both give licence and creator"
@@ -143,11 +145,15 @@ class TrainSpec(Spec):
     arch: str = Field("resnet18", title="Architecture", description="network: " + ", ".join(ARCHITECTURES))
     pretrained: bool = Field(True, title="ImageNet weights", description="start from ImageNet weights; otherwise from scratch")
     epochs: int = Field(4, ge=1, le=500, title="Epochs", description="epochs that train the whole network")
-    frozen_epochs: int = Field(1, ge=0, le=100, title="Frozen epochs", description="epochs before those that train the new head alone; none from scratch")
+    frozen_epochs: int = Field(
+        1, ge=0, le=100, title="Frozen epochs", description="epochs before those that train the new head alone; none from scratch"
+    )
     image_size: int = Field(224, ge=16, le=1024, title="Image size", description="side of the square that the network sees, pixels")
     min_scale: float = Field(0.5, gt=0, le=1, title="Smallest crop", description="smallest share of an image that a random crop keeps")
     augment: Literal["none", "light", "course"] = Field(
-        "course", title="Augmentation", description="course: fastai's aug_transforms (flip, rotate, zoom, warp, light); light: the same without flip and warp; none: the random crop alone"
+        "course",
+        title="Augmentation",
+        description="course: fastai's aug_transforms (flip, rotate, zoom, warp, light); light: the same without flip and warp; none: the random crop alone",
     )
     batch_size: int = Field(64, ge=2, le=2048, title="Batch size", description="images a step")
     base_lr: float = Field(2e-3, gt=0, le=1, title="Learning rate", description="fine_tune's base learning rate")
@@ -168,11 +174,17 @@ class TrainSpec(Spec):
 class ClassifySpec(Spec):
     """Label a batch of images with a model."""
 
-    model: ModelRef = Field(title="Model", description="name, or name/v3 for a version; a name alone is the newest when the job is submitted")
+    model: ModelRef = Field(
+        title="Model", description="name, or name/v3 for a version; a name alone is the newest when the job is submitted"
+    )
     source: Annotated[FolderSource | UploadSource | UrlsSource, Field(discriminator="kind")]
     top_k: int = Field(3, ge=1, le=20, title="Top k", description="how many labels with probabilities to keep of each image")
-    review_below: float = Field(0.6, ge=0, le=1, title="Review below", description="an image whose probability is lower is marked for review")
-    shard_size: int = Field(256, ge=1, le=10_000, title="Shard size", description="images a unit of work; a shard is what a dying worker loses")
+    review_below: float = Field(
+        0.6, ge=0, le=1, title="Review below", description="an image whose probability is lower is marked for review"
+    )
+    shard_size: int = Field(
+        256, ge=1, le=10_000, title="Shard size", description="images a unit of work; a shard is what a dying worker loses"
+    )
 
 
 SPECS: dict[str, type[Spec]] = {"import": ImportSpec, "scrape": ScrapeSpec, "train": TrainSpec, "classify": ClassifySpec}

@@ -51,7 +51,9 @@ class Storage:
             self.write(probe, b"")
             self.delete(probe)
         except OSError as error:
-            raise Unavailable(f"The storage {self.url} cannot be written ({error.strerror or error}). Check its permissions and free space, or set DARKROOM_STORAGE.") from error
+            raise Unavailable(
+                f"The storage {self.url} cannot be written ({error.strerror or error}). Check its permissions and free space, or set DARKROOM_STORAGE."
+            ) from error
 
     # -- reading ------------------------------------------------------------------------------------------------------
 
@@ -155,6 +157,12 @@ class Storage:
         """Delete a file or a folder with all in it; nothing happens if there is none."""
         with contextlib.suppress(FileNotFoundError):
             self.fs.rm(self._full(key), recursive=True)
+
+    def clear_unfinished(self, key: str) -> None:
+        """Delete what writers that were killed left directly under a folder. Nobody may be writing there."""
+        if self.is_local:
+            for part in Path(self._full(key)).glob(".*.tmp"):
+                part.unlink(missing_ok=True)
 
     def publish_version(self, parent: str, folder: Path, info: dict[str, Any]) -> int:
         """Make the files of a local `folder` the next version under `parent`, `info.json` last; returns its number.

@@ -1,0 +1,1 @@
+"""The `darkroom` command: a client of the API, plus what starts the processes."""

@@ -1,0 +1,383 @@
+"""The JSON API, `/api/v1`: what programs and the command line speak.
+
+A submission answers 202 with the job and its Location; an error is `application/problem+json` with a sentence in `detail`;
+lists page by a cursor (`next` is the value for the next request, null at the end); what is polled carries an ETag.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from typing import Any
+
+from flask import Blueprint, Flask, Response, current_app, jsonify, request, url_for
+from werkzeug.exceptions import BadRequest, MethodNotAllowed, UnsupportedMediaType
+
+from shared import datasets, models, results
+from shared.errors import DarkroomError, Invalid, NotFound, Unavailable
+from shared.items import upload_key
+from shared.jobs import Job, State, reachable
+from shared.queue import QUEUE_OF, QUEUES, send_predict
+from shared.storage import versions
+from web import orders, problems
+from web.backend import Backend, backend
+from web.downloads import attachment, streamed_results
+from web.uploads import FormRequest, keep_files, keep_zip
+
+blueprint = Blueprint("api", __name__, url_prefix="/api/v1")
+problems.register(blueprint)
+
+MAX_JSON_BYTES = 64 * 2**20  # a list of 100,000 long addresses
+PREDICT_SECONDS = 30
+MODEL_FILES = ("model.safetensors", "info.json", "report.json", "export.pkl")
+NOBODY_PREDICTS = "No worker answers single images at the moment. Start one with `darkroom worker --queues predict,classify`."
+
+
+def install(app: Flask) -> None:
+    """Add what lies outside `/api/v1`: the probes, and uploads that share one temporary file."""
+    app.request_class = FormRequest
+    app.add_url_rule("/healthz", "healthz", lambda: {"status": "ok"})
+    app.add_url_rule("/readyz", "readyz", health)
+
+
+# -- datasets ---------------------------------------------------------------------------------------------------------
+
+
+@blueprint.post("/datasets/<name>/scrape")
+def scrape(name: str) -> Response:
+    """Order a dataset made by searching."""
+    return _submitted("scrape", _spec(dataset=name))
+
+
+@blueprint.post("/datasets/<name>/import")
+def import_(name: str) -> Response:
+    """Order a dataset made from a folder or an upload."""
+    return _submitted("import", _spec(dataset=name))
+
+
+@blueprint.get("/datasets")
+def list_datasets() -> Response:
+    """The newest version of every dataset."""
+    storage = backend().storage
+    return jsonify(datasets=[datasets.info(storage, name) for name in datasets.names(storage)])
+
+
+@blueprint.get("/datasets/<name>")
+def show_dataset(name: str) -> Response:
+    """Every version of a dataset, newest first."""
+    storage = backend().storage
+    datasets.latest(storage, name)
+    numbers = versions(storage, f"datasets/{name}")
+    return jsonify(dataset=name, versions=[datasets.info(storage, name, number) for number in reversed(numbers)])
+
+
+@blueprint.get("/datasets/<name>/versions/<int(max=999999):version>")
+def show_dataset_version(name: str, version: int) -> Response:
+    """One version of a dataset."""
+    return jsonify(datasets.info(backend().storage, name, version))
+
+
+# -- models -----------------------------------------------------------------------------------------------------------
+
+
+@blueprint.post("/trainings")
+def train() -> Response:
+    """Order a training."""
+    return _submitted("train", _spec())
+
+
+@blueprint.get("/models")
+def list_models() -> Response:
+    """The newest version of every model."""
+    storage = backend().storage
+    return jsonify(models=[models.info(storage, *models.resolve(storage, name)) for name in models.names(storage)])
+
+
+@blueprint.get("/models/<name>")
+def show_model(name: str) -> Response:
+    """Every version of a model, newest first."""
+    return jsonify(model=name, versions=models.all_versions(backend().storage, name))
+
+
+@blueprint.get("/models/<name>/versions/<int(max=999999):version>")
+def show_model_version(name: str, version: int) -> Response:
+    """One version of a model."""
+    return jsonify(models.info(backend().storage, name, version))
+
+
+@blueprint.get("/models/<name>/versions/<int(max=999999):version>/report")
+def show_report(name: str, version: int) -> Response:
+    """How a version of a model did on its validation images."""
+    storage = backend().storage
+    models.info(storage, name, version)
+    return jsonify(models.report(storage, name, version))
+
+
+@blueprint.get("/models/<name>/versions/<int(max=999999):version>/files/<file>")
+def download_model_file(name: str, version: int, file: str) -> Response:
+    """A file of a model version, as a download."""
+    storage = backend().storage
+    models.info(storage, name, version)
+    if file not in MODEL_FILES:
+        raise NotFound(f"A model has the files {', '.join(MODEL_FILES)}.")
+    return attachment(storage, models.key(name, version, file), f"{name}-v{version}-{file}")
+
+
+# -- batches ----------------------------------------------------------------------------------------------------------
+
+
+@blueprint.post("/batches")
+def classify() -> Response:
+    """Order a batch of images to be labelled."""
+    return _submitted("classify", _spec())
+
+
+@blueprint.get("/batches")
+def list_batches() -> Response:
+    """The newest batches."""
+    return _page_of_jobs("batches", "classify")
+
+
+@blueprint.get("/batches/<job_id>")
+def show_batch(job_id: str) -> Response:
+    """A batch with its histograms and its newest rows."""
+    job, store = _batch(job_id), backend().store
+    histograms = {name: store.histogram(job_id, name) for name in ("labels", "confidence", "reasons")}
+    return jsonify({**_job_json(job), "histograms": histograms, "latest": store.rows(job_id, "latest")})
+
+
+@blueprint.get("/batches/<job_id>/rows")
+def list_rows(job_id: str) -> Response:
+    """Rows that are done, in the order of the items: those of one label or decision, or the errors, if asked for."""
+    job, args, limit = _batch(job_id), request.args, _number("limit", 100, 1, 1000)
+    rows = results.page(
+        backend().storage,
+        job_id,
+        _number("start", 0, 0, 2**53),
+        limit,
+        label=args.get("label"),
+        decision=_one_of("decision", ("accept", "review")),
+        errors=_one_of("errors", ("true", "1", "false", "0")) in {"true", "1"},
+    )
+    shown = [{name: value for name, value in row.items() if name != "locator"} for row in rows]
+    return jsonify(rows=shown, next=rows[-1]["item_id"] + 1 if len(rows) == limit else None, complete=job.state.terminal)
+
+
+@blueprint.get("/batches/<job_id>/results.<any(csv,jsonl,parquet):form>")
+def download_results(job_id: str, form: str) -> Response:
+    """All rows as a file: the finished one, or while the batch runs what is done so far."""
+    job, storage = _batch(job_id), backend().storage
+    if job.state is State.DONE and form in job.result:
+        return attachment(storage, job.result[form], f"batch-{job_id}.{form}")
+    return streamed_results(storage, job_id, form)
+
+
+@blueprint.post("/predict")
+def predict() -> Response:
+    """Label one image now: the query names the `model`; the image is the body or the form's `image`."""
+    b = backend()
+    name, version = models.resolve(b.storage, request.args.get("model", ""))
+    image = _image(b.settings.max_image_bytes)
+    if not any("predict" in worker.get("queues", ()) for worker in b.store.workers()):
+        raise Unavailable(NOBODY_PREDICTS)
+    question_id = b.store.ask({"model": f"{name}/v{version}"}, image)
+    send_predict(b.celery, question_id)
+    answer = b.store.await_answer(question_id, PREDICT_SECONDS)
+    if answer is None:
+        raise Unavailable(f"No worker answered within {PREDICT_SECONDS} seconds; they may be busy with a batch. {NOBODY_PREDICTS}")
+    if "error" in answer:
+        raise Invalid(str(answer["error"]), field="image")
+    return jsonify(answer)
+
+
+def _image(most: int) -> bytes:
+    request.max_content_length = most + 2**16  # the parts of a form around it
+    if request.mimetype == "multipart/form-data":
+        file = request.files.get("image")
+        if file is None:
+            raise Invalid("The form has no file named `image`.", field="image")
+        data: bytes = file.read()
+    elif request.mimetype.startswith("image/") or request.mimetype == "application/octet-stream":
+        data = request.get_data(cache=False)
+    else:
+        raise UnsupportedMediaType("Send the image as the body with a content type such as image/jpeg, or as the file `image` of a form.")
+    if not data:
+        raise Invalid("The image is empty.", field="image")
+    return data
+
+
+# -- jobs, workers, uploads -------------------------------------------------------------------------------------------
+
+
+@blueprint.get("/jobs")
+def list_jobs() -> Response:
+    """The newest jobs, of one kind or state if asked for."""
+    return _page_of_jobs("jobs", _one_of("kind", tuple(QUEUE_OF)))
+
+
+@blueprint.get("/jobs/<job_id>")
+def show_job(job_id: str) -> Response:
+    """A job; a training with its epochs and, unless `?lists=epochs` asks for these alone, the loss of its batches."""
+    job = _job(job_id)
+    lists = ("epochs", "loss") if job.kind == "train" else ()
+    wanted = request.args.get("lists", "epochs,loss").split(",")
+    return jsonify({**_job_json(job), **{name: backend().store.rows(job_id, name) for name in lists if name in wanted}})
+
+
+@blueprint.post("/jobs/<job_id>/cancel")
+def cancel_job(job_id: str) -> Response:
+    """Ask a job to end."""
+    orders.cancel(backend(), _job(job_id).id)
+    return _accepted(_job(job_id))
+
+
+@blueprint.post("/jobs/<job_id>/retry")
+def retry_job(job_id: str) -> Response:
+    """Order again what a failed or cancelled job asked for."""
+    return _accepted(orders.retry(backend(), _job(job_id).id))
+
+
+@blueprint.get("/workers")
+def list_workers() -> Response:
+    """The live workers, and how many messages wait in each queue."""
+    store = backend().store
+    workers = store.workers()
+    with reachable():
+        return jsonify(workers=workers, queues={name: store.redis.llen(name) for name in QUEUES})
+
+
+@blueprint.post("/uploads")
+def upload() -> tuple[Response, int]:
+    """Keep a zip (the body, or a form's only file) or the single files of a form, for an import or a batch."""
+    b = backend()
+    if request.mimetype == "multipart/form-data":
+        upload_id = keep_files(b, [file for _, file in request.files.items(multi=True)])
+    else:
+        upload_id = keep_zip(b, request.stream)
+    return jsonify(id=upload_id, bytes=b.storage.size(upload_key(upload_id)), source={"kind": "upload", "id": upload_id}), 201
+
+
+@blueprint.get("/health")
+def health() -> tuple[Response, int]:
+    """Whether Redis answers and the storage can be written."""
+    b = backend()
+    checks = {"redis": _trouble(lambda: _ping(b)), "storage": _trouble(b.storage.check)}
+    well = not any(checks.values())
+    return jsonify(
+        status="ok" if well else "unavailable", checks={name: text or "ok" for name, text in checks.items()}
+    ), 200 if well else 503
+
+
+def _ping(b: Backend) -> None:
+    store = b.store
+    with reachable():
+        store.redis.ping()
+
+
+def _trouble(check: Callable[[], None]) -> str:
+    try:
+        check()
+    except DarkroomError as error:
+        return str(error)
+    return ""
+
+
+# -- what the routes share --------------------------------------------------------------------------------------------
+
+
+def _spec(**fields: str) -> dict[str, Any]:
+    """The JSON object of the body with `fields` from the address."""
+    if not request.is_json:  # a page of another site cannot send this type without asking first
+        raise UnsupportedMediaType("Send the spec as JSON, with the header Content-Type: application/json.")
+    request.max_content_length = MAX_JSON_BYTES
+    try:
+        body = json.loads(request.get_data(cache=False) or b"{}", parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise BadRequest(f"The body is not JSON that can be read: {error}.") from None
+    if not isinstance(body, dict):
+        raise Invalid("The body must be a JSON object.")
+    for field, value in fields.items():
+        if body.setdefault(field, value) != value:
+            raise Invalid(f"The address names {value!r}, the body another {field}.", field=field)
+    return body
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no number")
+
+
+def _submitted(kind: str, spec: dict[str, Any]) -> Response:
+    return _accepted(orders.submit(backend(), kind, spec, request.headers.get("Idempotency-Key", "")))
+
+
+def _accepted(job: Job) -> Response:
+    response = jsonify(_job_json(job))
+    response.status_code = 202
+    response.location = url_for("api.show_job", job_id=job.id)
+    return response
+
+
+def _job(job_id: str) -> Job:
+    """Raises NotFound, also for what cannot be an id: it is part of Redis keys."""
+    if not re.fullmatch(r"[0-9a-z]{20}", job_id):
+        raise NotFound(f"There is no job {job_id[:40]!r}.")
+    return backend().store.get(job_id)
+
+
+def _batch(job_id: str) -> Job:
+    job = _job(job_id)
+    if job.kind != "classify":
+        raise NotFound(f"The job {job_id} is no batch; it is of the kind {job.kind}.")
+    return job
+
+
+def _job_json(job: Job) -> dict[str, Any]:
+    """The job with a title and its queue. A long list of addresses is cut: the answer is polled twice a second."""
+    spec, source = job.spec, job.spec.get("source", {})
+    if source.get("kind") == "urls":
+        spec = {**spec, "source": {"kind": "urls", "urls": source["urls"][:10], "count": len(source["urls"])}}
+    return {**job.as_json(), "spec": spec, "title": orders.describe(job), "queue": QUEUE_OF[job.kind]}
+
+
+def _page_of_jobs(key: str, kind: str | None) -> Response:
+    limit, before = _number("limit", 50, 1, 500), request.args.get("before")
+    state = _one_of("state", tuple(State))
+    if before:
+        _job(before)  # an unknown cursor would silently start anew
+    found = backend().store.page(limit + 1, before or None, kind, (State(state),) if state else ())
+    shown = found[:limit]
+    return jsonify({key: [_job_json(job) for job in shown], "next": shown[-1].id if len(found) > limit else None})
+
+
+def _number(name: str, default: int, least: int, most: int) -> int:
+    text = request.args.get(name) or str(default)
+    if not re.fullmatch(r"\d{1,16}", text, re.ASCII) or not least <= int(text) <= most:
+        raise Invalid(f"{name} must be a whole number from {least:,} to {most:,}.", field=name)
+    return int(text)
+
+
+def _one_of(name: str, choices: tuple[str, ...]) -> str | None:
+    value = request.args.get(name) or None
+    if value is not None and value not in choices:
+        raise Invalid(f"{name} must be one of {', '.join(choices)}.", field=name)
+    return value
+
+
+@blueprint.after_request
+def _revalidate(response: Response) -> Response:
+    """Give what is polled an ETag, and answer 304 to who has it already."""
+    if request.method in {"GET", "HEAD"} and response.status_code == 200 and response.is_json and not response.is_streamed:
+        response.headers.setdefault("Cache-Control", "private, no-cache")
+        response.add_etag()
+        response.make_conditional(request)
+    return response
+
+
+@blueprint.route("/", defaults={"rest": ""}, methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
+@blueprint.route("/<path:rest>", methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
+def unknown(rest: str) -> Response:
+    """Whatever else is asked below the API: told in the API's own way, not as a page."""
+    adapter = current_app.create_url_adapter(request)
+    allowed = [method for method in ("GET", "POST") if adapter and adapter.match(method=method)[0] != request.endpoint]
+    if allowed:
+        raise MethodNotAllowed(allowed, f"{request.path} takes {' and '.join(allowed)}, not {request.method}.")
+    raise NotFound(f"The API has nothing at {request.path}; docs/api.md lists what there is.")

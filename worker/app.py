@@ -1,0 +1,101 @@
+"""The Celery worker: two tasks, a few lines each. The only file of the pipeline's side that knows Celery's worker.
+
+The main process holds the sweeper's thread; the pool's one process runs the units and starts the children.
+"""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from celery import Celery
+from celery.signals import setup_logging, worker_process_init, worker_process_shutdown, worker_ready, worker_shutdown
+
+from shared.jobs import JobStore, connect, new_id
+from shared.log import configure
+from shared.queue import PREDICT_TASK, QUEUES, UNIT_TASK, make_app, send
+from shared.settings import Settings
+from shared.storage import Storage
+from worker.child import die_with
+from worker.run import Worker, run_predict, run_unit
+from worker.sweeper import keep_sweeping
+
+
+def serve(settings: Settings, queues: list[str], name: str | None = None) -> None:
+    """Work until told to stop: SIGTERM or SIGQUIT give the current unit back, SIGINT finishes it first."""
+    configure(settings.log_level)
+    queues = [queue for queue in QUEUES if queue in queues]
+    name = name or f"{socket.gethostname()}-{'-'.join(queues)}-{new_id()[-4:]}"
+    app = make_app(settings.redis_url or "")
+    _add_tasks(app, settings, name)
+    _watch(app, settings, queues, name)
+    where = ["--queues", ",".join(queues), "--hostname", f"{name}@%h", "--pool", "prefork", "--concurrency", "1"]
+    quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--disable-prefetch", "--loglevel", settings.log_level]
+    app.worker_main(["worker", *where, *quiet])
+
+
+def _add_tasks(app: Celery, settings: Settings, name: str) -> None:
+    workers: list[Worker] = []  # made in the pool's process, after the fork
+
+    def worker() -> Worker:
+        if not workers:
+            store = JobStore(connect(settings.redis_url or ""), settings.lease_seconds)
+            workers.append(Worker(settings, name, store, Storage(settings.storage, settings.cache), partial(send, app)))
+        return workers[0]
+
+    @app.task(name=UNIT_TASK)
+    def unit(job_id: str, unit_name: str) -> None:
+        run_unit(worker(), job_id, unit_name)
+
+    @app.task(name=PREDICT_TASK)
+    def predict(question_id: str) -> None:
+        run_predict(worker(), question_id)
+
+    main_pid = os.getpid()
+
+    @worker_process_init.connect(weak=False)
+    def prepare(**_: Any) -> None:
+        die_with(main_pid)
+        # Celery leaves SIGTERM to kill the process; as an exception it lets the unit be given back
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
+    @worker_process_shutdown.connect(weak=False)
+    def end(**_: Any) -> None:
+        for w in workers:
+            w.drop_warm()
+
+
+def _watch(app: Celery, settings: Settings, queues: list[str], name: str) -> None:
+    """Announce the worker and sweep, from the moment it consumes until it stops."""
+    stop = threading.Event()
+    threads: list[threading.Thread] = []
+    facts = {"name": name, "host": socket.gethostname(), "pid": os.getpid(), "queues": queues, "device": device(), "started": time.time()}
+
+    @worker_ready.connect(weak=False)
+    def start(**_: Any) -> None:
+        store = JobStore(connect(settings.redis_url or ""), settings.lease_seconds)
+        thread = threading.Thread(target=keep_sweeping, args=(store, partial(send, app), name, facts, stop), daemon=True)
+        threads.append(thread)
+        thread.start()
+
+    @worker_shutdown.connect(weak=False)
+    def finish(**_: Any) -> None:
+        stop.set()
+        for thread in threads:
+            thread.join(timeout=5)
+
+    @setup_logging.connect(weak=False)
+    def ours(**_: Any) -> None:
+        """Keep the logging configured above: Celery would put its own in its place."""
+
+
+def device() -> str:
+    """What this worker computes on, found without torch: the names of the GPUs, or the number of processors."""
+    cards = sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
+    models = [line.partition(":")[2].strip() for card in cards for line in card.read_text().splitlines() if line.startswith("Model")]
+    return ", ".join(models) or f"CPU, {len(os.sched_getaffinity(0))} cores"

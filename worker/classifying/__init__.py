@@ -1,0 +1,1 @@
+"""Labelling batches and single images."""
