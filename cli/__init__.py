@@ -1,1 +1,1 @@
-"""The `darkroom` command: a client of the API, plus what starts the processes."""
+"""The `darkroom` command: a client of the web's API, and what starts the web and the workers."""

@@ -12,6 +12,7 @@ from flask import Blueprint, Response, current_app, g, make_response, render_tem
 from flask_wtf.csrf import CSRFError
 from markupsafe import Markup
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import RequestRedirect
 
 from shared import datasets, models
 from shared.errors import DarkroomError, Unavailable
@@ -20,6 +21,7 @@ from shared.jobs import Job, State
 from shared.specs import parse_model_ref
 from web.backend import backend
 from web.orders import describe
+from web.problems import problem
 
 blueprint = Blueprint("pages", __name__)
 ACTIVE = (State.RUNNING, State.QUEUED)
@@ -90,13 +92,11 @@ def fragment(template: str, **context: Any) -> Response:
 # -- errors -----------------------------------------------------------------------------------------------------------
 
 
-def problem(status: int, title: str, sentence: str) -> Response:
-    """An error as a page, or as problem+json below /api."""
+def error_page(status: int, title: str, sentence: str) -> Response:
+    """An error as a page; below /api as the API tells it."""
     if request.path.startswith("/api/"):
-        response = current_app.json.response({"type": "about:blank", "title": title, "status": status, "detail": sentence})
-        response.mimetype = "application/problem+json"
-    else:
-        response = make_response(render_template("pages/error.html", status=status, title=title, sentence=sentence))
+        return problem(status, sentence)
+    response = make_response(render_template("pages/error.html", status=status, title=title, sentence=sentence))
     response.status_code = status
     return response
 
@@ -107,25 +107,27 @@ def tell(error: DarkroomError) -> Response:
     if isinstance(error, Unavailable):
         g.redis_error = str(error)  # the layout need not knock again
     titles = {404: "Not found", 409: "Not possible now", 422: "Not acceptable", 503: "Not reachable"}
-    return problem(error.status, titles.get(error.status, "Not possible"), str(error))
+    return error_page(error.status, titles.get(error.status, "Not possible"), str(error))
 
 
 @blueprint.app_errorhandler(CSRFError)
 def tell_stale_form(_: CSRFError) -> Response:
     """A form without its token: an old page, or cookies that are refused."""
-    return problem(400, "Form out of date", "This form has no valid token. Allow cookies for this site, load the page again, and send it again.")
+    return error_page(400, "Form out of date", "This form has no valid token. Allow cookies for this site, load the page again, and send it again.")
 
 
 @blueprint.app_errorhandler(HTTPException)
-def tell_http(error: HTTPException) -> Response:
+def tell_http(error: HTTPException) -> Response | HTTPException:
     """What Flask itself refuses: unknown addresses, methods, uploads that are too large, and bugs (500)."""
+    if isinstance(error, RequestRedirect):
+        return error
     sentences = {
         404: "There is no page at this address.",
         413: f"The upload is larger than this installation takes ({bytes_text(current_app.config['MAX_CONTENT_LENGTH'])}).",
         500: "This is a bug in Darkroom; the log of the web has its traceback.",
     }
     status = error.code or 500
-    return problem(status, error.name, sentences.get(status, error.description or error.name))
+    return error_page(status, error.name, sentences.get(status, error.description or error.name))
 
 
 # -- filters and what every template may use --------------------------------------------------------------------------

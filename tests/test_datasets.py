@@ -1,0 +1,62 @@
+"""Datasets on storage, and the split that stays."""
+
+import hashlib
+
+import pytest
+
+from shared import datasets
+from shared.errors import Invalid, NotFound
+from shared.storage import Storage
+
+
+def items(n, classes=4, start=0):
+    return [(hashlib.sha256(str(i).encode()).hexdigest(), f"c{i % classes}") for i in range(start, start + n)]
+
+
+def test_about_the_share_asked_for_is_for_validation():
+    assert 0.17 < sum(datasets.split(items(4000), 0.2, 42)) / 4000 < 0.23
+
+
+def test_the_split_is_the_same_each_time_and_another_with_another_seed():
+    pictures = items(1000)
+    assert datasets.split(pictures, 0.2, 42) == datasets.split(pictures, 0.2, 42) != datasets.split(pictures, 0.2, 43)
+
+
+def test_the_split_stays_when_a_dataset_grows():
+    pictures = items(1000)
+    assert datasets.split(pictures + items(500, start=1000), 0.2, 42)[:1000] == datasets.split(pictures, 0.2, 42)
+
+
+def test_equal_pictures_are_on_the_same_side():
+    twice = [p for p in items(300) for _ in range(2)]
+    sides = datasets.split(twice, 0.2, 42)
+    assert sides[::2] == sides[1::2]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_class_of_two_has_one_on_each_side(seed):
+    assert sorted(datasets.split(items(2, classes=1), 0.2, seed)) == [False, True]
+
+
+def test_a_summary_counts_what_was_kept_and_what_was_dropped():
+    rows = [
+        datasets.blank_row(sha256="a", label="cat", status="kept", licence="CC0", bytes=10),
+        datasets.blank_row(sha256="b", label="dog", status="kept", bytes=5),
+        datasets.blank_row(status="dropped", reason="empty"),
+    ]
+    summary = datasets.summary(rows)
+    assert (summary["images"], summary["classes"], summary["dropped"]) == (2, {"cat": 1, "dog": 1}, {"empty": 1})
+    assert (summary["licences"], summary["bytes"]) == ({"CC0": 1, "unknown": 1}, 15)
+
+
+def test_the_hash_of_a_version_knows_its_pictures_and_labels_but_not_their_order():
+    a, b = (datasets.blank_row(sha256=s, label="x", status="kept") for s in "ab")
+    assert datasets.summary([a, b])["hash"] == datasets.summary([b, a])["hash"] != datasets.summary([a, {**b, "label": "y"}])["hash"]
+
+
+def test_an_unknown_dataset_or_version_is_a_sentence(tmp_path):
+    storage = Storage(str(tmp_path / "store"), tmp_path / "cache")
+    with pytest.raises(NotFound, match="no dataset 'wonders'"):
+        datasets.info(storage, "wonders")
+    with pytest.raises(Invalid):
+        datasets.info(storage, "../wonders")

@@ -1,0 +1,136 @@
+"""Pages of datasets: cards, making one in three ways, and a version as contact sheets."""
+
+from functools import lru_cache
+from typing import Any
+
+from flask import Blueprint, redirect, render_template, request, url_for
+from werkzeug.wrappers import Response as Redirect
+
+from shared import datasets
+from shared.errors import DarkroomError, Invalid, NotFound
+from shared.storage import Storage, versions
+from web import charts, orders
+from web.backend import backend
+from web.forms import SpecForm, class_lines
+from web.uploads import keep_files
+
+blueprint = Blueprint("datasets", __name__)
+WAYS = {"scrape": "Class names", "zip": "A zip", "folder": "A folder on the server"}
+PAGE = 96  # thumbnails a page of one class
+FIRST = 12  # thumbnails of each class on a version's page
+CLASSES = 24  # classes a page
+
+
+@blueprint.get("/datasets")
+def index() -> str:
+    """Every dataset as a card, the newest first."""
+    storage = backend().storage
+    found = [datasets.info(storage, name) for name in datasets.names(storage)]
+    cards = [{"info": info, "cover": cover(storage, info["dataset"], info["version"])} for info in sorted(found, key=lambda i: -i["created"])]
+    return render_template("datasets/index.html", cards=cards)
+
+
+@blueprint.get("/datasets/new")
+def new() -> str:
+    """The form, for one of three ways."""
+    values = {"dataset": request.args.get("dataset", "")}
+    way = request.args.get("way", "scrape")
+    return _form(SpecForm("scrape", values), {"way": way if way in WAYS else "scrape"})
+
+
+@blueprint.post("/datasets/new")
+def create() -> Redirect | tuple[str, int]:
+    """Order a dataset."""
+    way = request.form.get("way", "scrape")
+    kind = "scrape" if way == "scrape" else "import"
+    form = SpecForm(kind, typed=request.form)
+    data = form.data()
+    try:
+        data |= {"classes": class_lines(request.form.get("classes", ""))} if kind == "scrape" else {"source": _source(form, way)}
+        return redirect(url_for("jobs.show", job_id=orders.submit(backend(), kind, data).id), 303)
+    except DarkroomError as error:
+        status = form.refuse(data, error)
+        shown = SpecForm("scrape", typed=request.form)  # its fields are all there are
+        shown.errors = form.errors
+        return _form(shown, request.form.to_dict()), status
+
+
+def _source(form: SpecForm, way: str) -> dict[str, str]:
+    """Where the pictures come from; an upload is kept only once the rest of the form is right."""
+    if way == "folder":
+        path = request.form.get("path", "").strip()
+        if not path:
+            raise Invalid("Name the folder.", field="source")
+        return {"kind": "folder", "path": path}
+    trial = SpecForm("import", typed=request.form)
+    trial.refuse(form.data(source={"kind": "folder", "path": "/"}), Invalid(""))
+    if "dataset" in trial.errors:
+        raise Invalid(trial.errors["dataset"], field="dataset")
+    return {"kind": "upload", "id": keep_files(backend(), request.files.getlist("zip"))}
+
+
+def _form(form: SpecForm, typed: dict[str, str]) -> str:
+    return render_template("datasets/new.html", form=form, typed=typed, ways=WAYS, source_error=form.errors.pop("source", ""))
+
+
+@blueprint.get("/datasets/<name>")
+def newest(name: str) -> Redirect:
+    """The newest version."""
+    return redirect(url_for("datasets.show", name=name, version=datasets.latest(backend().storage, name)))
+
+
+@blueprint.get("/datasets/<name>/v/<int(max=999999):version>")
+def show(name: str, version: int) -> str:
+    """A version: a contact sheet a class, or one class a page at a time, or what was dropped."""
+    storage = backend().storage
+    info = datasets.info(storage, name, version)
+    numbers = versions(storage, f"datasets/{name}")
+    common = {"info": info, "numbers": numbers[::-1], "balance": charts.bar_rows(info["classes"], most=200)}
+    label, page = request.args.get("label"), _page()
+    if label is not None:
+        if label not in info["classes"]:
+            raise NotFound(f"The dataset {name!r} v{version} has no class {label!r}.")
+        rows = datasets.rows(storage, name, version, label, start=(page - 1) * PAGE, limit=PAGE)
+        return render_template("datasets/label.html", **common, label=label, rows=rows, page=page, pages=-(-info["classes"][label] // PAGE))
+    if "dropped" in request.args:
+        rows = datasets.rows(storage, name, version, status="dropped", start=(page - 1) * PAGE, limit=PAGE)
+        return render_template("datasets/dropped.html", **common, rows=rows, page=page, pages=-(-sum(info["dropped"].values()) // PAGE))
+    labels = list(info["classes"])[(page - 1) * CLASSES : page * CLASSES]
+    first = first_rows(storage, name, version)
+    sheets = [(c, first.get(c, [])) for c in labels]
+    return render_template("datasets/show.html", **common, sheets=sheets, page=page, pages=-(-len(info["classes"]) // CLASSES))
+
+
+@blueprint.get("/datasets/<name>/v/<int(max=999999):version>/images/<sha256>")
+def image(name: str, version: int, sha256: str) -> str:
+    """A closer look at one picture: where it comes from, and its neighbours of the same class."""
+    info = datasets.info(backend().storage, name, version)
+    label = request.args.get("label")
+    rows = datasets.rows(backend().storage, name, version, label)
+    at = next((i for i, row in enumerate(rows) if row["sha256"] == sha256), None)
+    if at is None:
+        raise NotFound(f"The dataset {name!r} v{version} has no such picture.")
+    before, after = rows[at - 1] if at else None, rows[at + 1] if at + 1 < len(rows) else None
+    return render_template("datasets/image.html", info=info, row=rows[at], before=before, after=after, label=label, at=at + 1, of=len(rows))
+
+
+def _page() -> int:
+    text = request.args.get("page", "1")
+    return max(1, int(text)) if text.isascii() and text.isdigit() and len(text) < 7 else 1
+
+
+@lru_cache(maxsize=64)  # versions never change
+def first_rows(storage: Storage, name: str, version: int) -> dict[str, list[dict[str, Any]]]:
+    """The first kept rows of each class of a version."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in datasets.rows(storage, name, version):
+        sheet = found.setdefault(row["label"], [])
+        if len(sheet) < FIRST:
+            sheet.append(row)
+    return found
+
+
+def cover(storage: Storage, name: str, version: int, most: int = 5) -> list[dict[str, Any]]:
+    """A few rows of a version for its card: of different classes first."""
+    sheets = list(first_rows(storage, name, version).values())
+    return [sheet[i] for i in range(FIRST) for sheet in sheets if i < len(sheet)][:most]

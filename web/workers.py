@@ -1,0 +1,41 @@
+"""The page of workers: who lives, what each does, and what waits in the queues."""
+
+from typing import Any
+
+from flask import Blueprint, Response, render_template
+
+from shared.jobs import hide_password, reachable
+from shared.queue import QUEUES
+from web.backend import backend
+from web.pages import fragment
+
+blueprint = Blueprint("workers", __name__)
+SERVES = {
+    "predict": "one image at once, while somebody waits",
+    "classify": "batches, a shard at a time",
+    "train": "trainings",
+    "scrape": "datasets, from searches, folders and uploads",
+}
+
+
+@blueprint.get("/workers")
+def index() -> str:
+    """Live workers and queues, and how to add a worker."""
+    address = backend().settings.redis_url or ""
+    return render_template("workers/index.html", **_view(), redis_url=hide_password(address) if "://" in address else "", storage=backend().storage.url)
+
+
+@blueprint.get("/workers/live")
+def index_live() -> Response:
+    """The live part of the page."""
+    return fragment("workers/_live.html", **_view())
+
+
+def _view() -> dict[str, Any]:
+    store = backend().store
+    workers = store.workers()
+    with reachable():
+        waiting = {name: int(store.redis.llen(name)) for name in QUEUES}
+    served = {name: sum(name in worker.get("queues", ()) for worker in workers) for name in QUEUES}
+    queues = [{"name": name, "serves": SERVES[name], "waiting": waiting[name], "workers": served[name]} for name in QUEUES]
+    return {"workers": workers, "queues": queues, "every": 2 if any(w["busy"] for w in workers) else 10}
