@@ -113,7 +113,9 @@ class Client:
             raise ERRORS.get(response.status_code, DarkroomError)(value["detail"])
         if response.status_code in {502, 503, 504}:  # a proxy whose web is away
             raise Unavailable(f"Darkroom at {self.url} is not available at the moment (status {response.status_code}).")
-        raise DarkroomError(f"What answers at {self.url} is not Darkroom, or another version of it (status {response.status_code}, {kind or 'no type'}).")
+        raise DarkroomError(
+            f"What answers at {self.url} is not Darkroom, or another version of it (status {response.status_code}, {kind or 'no type'})."
+        )
 
 
 def _given(query: dict[str, Any]) -> dict[str, Any]:

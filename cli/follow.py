@@ -6,11 +6,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
-import click
-
 from cli import show
 from cli.client import CHUNK, Client
-from shared.errors import Unavailable
+from shared.errors import DarkroomError, Unavailable
 
 POLL_SECONDS = 0.5
 LINE_SECONDS = 5  # between two lines of a log
@@ -39,6 +37,25 @@ def follow(client: Client, job_id: str, poll: float = POLL_SECONDS, patience: fl
     except KeyboardInterrupt:
         raise Interrupted(job_id) from None
     return job
+
+
+def tell(client: Client, job: dict[str, Any], wait: bool, as_json: bool) -> None:
+    """Print a job that was ordered or asked for, with `wait` after following it. Raises DarkroomError if it has failed or was cancelled."""
+    if wait and job["state"] not in ENDED:
+        job = follow(client, job["id"])
+    if as_json:
+        show.as_json(job)
+    else:
+        show.job(job)
+    raise_unless_well(job)
+
+
+def raise_unless_well(job: dict[str, Any]) -> None:
+    """Raises DarkroomError for a job that has failed or was cancelled: the command then ends with 1."""
+    if job["state"] == "failed":
+        raise DarkroomError(f"The job failed: {job['error'] or 'the log of its worker says why'}")
+    if job["state"] == "cancelled":
+        raise DarkroomError("The job was cancelled.")
 
 
 def _changes(client: Client, job_id: str, poll: float, patience: float) -> Iterator[dict[str, Any]]:
@@ -115,14 +132,8 @@ def _phase(job: dict[str, Any]) -> str:
 
 
 def notice(text: str) -> None:
-    """A line on standard error, above a progress bar if there is one."""
-    if _console is None:
-        click.echo(text, err=True)
-    else:
-        _console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-_console: Any = None  # the terminal whose last line is a progress bar, while there is one
+    """A line on standard error; rich puts it above the progress bar if there is one."""
+    print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -131,23 +142,18 @@ def reporting(unit: Callable[[float], str] = "{:,.0f}".format) -> Iterator[Repor
     if not sys.stderr.isatty():
         yield _Lines(unit)
         return
-    global _console  # noqa: PLW0603 - the terminal is one, and a notice must know that a bar is on it
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    _console = Console(stderr=True)
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TextColumn("{task.fields[shown]}", markup=False), TimeElapsedColumn())
-    try:
-        with Progress(*columns, console=_console, transient=True) as bar:
-            task = bar.add_task("", total=None, shown="")
+    phase_text, count_text = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[shown]"))
+    with Progress(phase_text, BarColumn(), count_text, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None, shown="")
 
-            def report(done: int, total: int, phase: str) -> None:
-                shown = f"{unit(done)}/{unit(total)}" if total else ""
-                bar.update(task, completed=done, total=total or None, description=show.clean(phase), shown=shown)
+        def report(done: int, total: int, phase: str) -> None:
+            shown = f"{unit(done)}/{unit(total)}" if total else ""
+            bar.update(task, completed=done, total=total or None, description=show.clean(phase), shown=shown)
 
-            yield report
-    finally:
-        _console = None
+        yield report
 
 
 class _Lines:
@@ -161,7 +167,7 @@ class _Lines:
     def __call__(self, done: int, total: int, phase: str) -> None:
         line = show.clean(phase) + (f": {self.unit(done)}/{self.unit(total)} ({done / total:.0%})" if total else "")
         if line != self.last and time.monotonic() - self.at >= LINE_SECONDS:
-            click.echo(line, err=True)
+            notice(line)
             self.last, self.at = line, time.monotonic()
 
 

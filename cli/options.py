@@ -5,7 +5,6 @@ from typing import Any, Literal, get_args, get_origin
 
 import click
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from shared.errors import Invalid
@@ -42,16 +41,12 @@ def _default(field: FieldInfo) -> Any:
 def _option(name: str, field: FieldInfo, default: Any) -> Decorator:
     flag = "--" + name.replace("_", "-")
     annotation = _without_none(field.annotation)
-    more: dict[str, Any] = {"help": field.description, "default": default, "show_default": default not in {None, ""} if _plain(default) else True}
+    more: dict[str, Any] = {"help": field.description, "default": default, "show_default": default not in (None, "")}
     if annotation is bool:
         return click.option(f"{flag}/--no-{flag[2:]}", **more)
     if get_origin(annotation) is list:
         return click.option(flag, type=_type(get_args(annotation)[0], field), multiple=True, **more)
     return click.option(flag, type=_type(annotation, field), **more)
-
-
-def _plain(value: Any) -> bool:
-    return not isinstance(value, list)
 
 
 def _without_none(annotation: Any) -> Any:
@@ -98,8 +93,3 @@ class Checked(click.ParamType[str]):
             return str(check(self.annotation, value))
         except Invalid as error:
             self.fail(f"{value!r}: {error}", param, ctx)
-
-
-def fields_of(model: type[BaseModel]) -> list[str]:
-    """Names of the fields of a spec."""
-    return list(model.model_fields)

@@ -132,7 +132,7 @@ class System:
         self.logs.mkdir(parents=True, exist_ok=True)
         if self.settings.redis_url is None:
             self._start_redis()
-        python = [sys.executable, "-m", "cli.main"]
+        python = [sys.executable, "-m", "cli"]
         for queues in WORKERS:
             self._commands[f"worker-{queues.split(',')[-1]}"] = [*python, "worker", "--queues", queues]
         self._commands["web"] = [*python, "web"]
@@ -261,6 +261,13 @@ def check_port(host: str, port: int) -> None:
             raise DarkroomError(
                 f"The web cannot listen on {host}:{port} ({error.strerror}). Choose another with --port or DARKROOM_PORT."
             ) from None
+
+
+def free_port(host: str) -> int:
+    """A port nobody listens on at the moment."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.bind((host, 0))
+        return int(probe.getsockname()[1])
 
 
 @contextmanager

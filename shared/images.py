@@ -107,7 +107,8 @@ def _load(image: Image.Image, max_pixels: int, reduce_to: int | None) -> Picture
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":  # 16 or 32 bits of grey: scaled to 8, where convert() would clip to white
         wide = image.convert("F")
-        top = max(65535.0 if image.mode.startswith("I") and wide.getextrema()[1] > 255 else 255.0, wide.getextrema()[1])
+        brightest = float(wide.getextrema()[1])  # type: ignore[arg-type]
+        top = max(65535.0 if image.mode.startswith("I") and brightest > 255 else 255.0, brightest)
         image = wide.point(lambda level: level * (255 / top)).convert("L")
     if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
         rgba = image.convert("RGBA")

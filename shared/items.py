@@ -111,7 +111,7 @@ def read_member(archive: zipfile.ZipFile, index: int, max_bytes: int) -> bytes:
     member = archive.infolist()[index]
     try:
         with archive.open(member) as f:
-            return read_bounded(f, max_bytes)  # type: ignore[arg-type]
+            return read_bounded(f, max_bytes)
     except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
         raise BadImage("unreadable", f"The zip entry cannot be unpacked: {error}.") from None
     except Exception as error:

@@ -149,7 +149,7 @@ class JobStore:
     """Reads and writes the ledger. Every method raises Unavailable when Redis cannot be reached."""
 
     def __init__(self, client: redis.Redis, lease_seconds: float = 60) -> None:
-        self.redis = client
+        self.redis: Any = client  # redis-py types each answer as the union of all its modes
         self.lease_ms = int(lease_seconds * 1000)
         moves = json.dumps({state: dict.fromkeys(targets, 1) for state, targets in MOVES.items()})
         # cjson turns {} into an empty table, which is what `terminal` looks for

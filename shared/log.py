@@ -9,7 +9,7 @@ import structlog
 def configure(level: str = "INFO", as_json: bool | None = None) -> None:
     """`as_json`: None means JSON unless standard error is a terminal."""
     as_json = not sys.stderr.isatty() if as_json is None else as_json
-    steps = [
+    steps: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),

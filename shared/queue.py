@@ -5,7 +5,7 @@ work, and the ledger decides. Each setting below has a measured reason: see "Why
 """
 
 from celery import Celery
-from kombu import Queue
+from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 from kombu.utils.scheduling import priority_cycle
 
@@ -30,7 +30,7 @@ def make_app(redis_url: str) -> Celery:
     # kombu has a name of its own for a unix socket
     app = Celery("darkroom", broker=redis_url.replace("unix://", "redis+socket://", 1), set_as_current=False)
     app.conf.update(
-        task_queues=[Queue(name) for name in QUEUES],
+        task_queues=[Queue(name) for name in QUEUES],  # type: ignore[no-untyped-call]
         task_default_queue="scrape",
         task_create_missing_queues=False,
         task_acks_late=True,

@@ -1,0 +1,5 @@
+"""`python -m cli` is `darkroom`."""
+
+from cli.main import main
+
+main()

@@ -1,0 +1,147 @@
+"""`darkroom classify`, `darkroom batch` and `darkroom predict`: labels for many images, and for one."""
+
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+from cli import show
+from cli.client import Client
+from cli.follow import follow, raise_unless_well, tell
+from cli.models import MODEL
+from cli.options import checked, json_option, spec_options, wait_option
+from cli.pack import existing, upload
+from shared.errors import DarkroomError
+from shared.specs import ClassifySpec
+
+FORMS = ("csv", "jsonl", "parquet")
+
+
+class Output(click.ParamType[Path]):
+    """A file for results: its suffix says in what form, and its folder is there."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """The path. Fails with a sentence before anything was ordered."""
+        path = Path(value)
+        if path.suffix[1:].lower() not in FORMS:
+            self.fail(f"{value!r} should end in .csv, .jsonl or .parquet.", param, ctx)
+        if not path.absolute().parent.is_dir() or path.is_dir():
+            self.fail(f"{value!r} cannot be a file: there is no such folder, or a folder has this name.", param, ctx)
+        return path
+
+
+@click.command("classify")
+@click.argument("model", type=MODEL)
+@click.argument("paths", nargs=-1, metavar="PATH...")
+@click.option("--urls", type=click.File(), help="a file with an http(s) address a line; - reads standard input")
+@click.option("--on-server", is_flag=True, help="PATH is a folder that the server sees; nothing is uploaded")
+@click.option("--out", type=Output(), help="wait, and save the rows as .csv, .jsonl or .parquet")
+@spec_options(ClassifySpec, leave_out=("model", "source"))
+@wait_option
+@json_option
+@click.pass_obj
+def classify(
+    client: Client,
+    model: str,
+    paths: tuple[str, ...],
+    urls: IO[str] | None,
+    on_server: bool,
+    out: Path | None,
+    wait: bool,
+    as_json: bool,
+    **fields: Any,
+) -> None:
+    """Label the pictures of a folder, a zip, single files or addresses."""
+    checked("classify", {"model": model, "source": {"kind": "urls", "urls": ["http://x"]}, **fields})  # before anything is uploaded
+    spec = checked("classify", {"model": model, "source": _source(client, paths, urls, on_server), **fields})
+    job = client.submit("batches", spec=spec)
+    if not (wait or out):
+        tell(client, job, wait=False, as_json=as_json)
+        return
+    job = follow(client, job["id"])
+    if out and job["state"] == "done":
+        _save(client, job["id"], out)
+    _show_batch(client, job["id"], as_json)
+
+
+def _source(client: Client, paths: tuple[str, ...], urls: IO[str] | None, on_server: bool) -> dict[str, Any]:
+    if bool(paths) == (urls is not None) or (on_server and len(paths) != 1):
+        raise click.UsageError("Name what to label: one or more PATHs, or --urls FILE, or one PATH with --on-server.")
+    if urls is not None:
+        return {"kind": "urls", "urls": [line.strip() for line in urls if line.strip()]}
+    return {"kind": "folder", "path": paths[0]} if on_server else upload(client, existing(paths))
+
+
+@click.group("batch")
+def batch() -> None:
+    """Batches of images that were or are being labelled."""
+
+
+@batch.command("list")
+@json_option
+@click.pass_obj
+def list_(client: Client, as_json: bool) -> None:
+    """The newest batches."""
+    found = client.get("batches")["batches"]
+    if as_json:
+        show.as_json(found)
+    else:
+        show.jobs(found)
+
+
+@batch.command("show")
+@click.argument("batch_id", metavar="ID")
+@json_option
+@click.pass_obj
+def show_(client: Client, batch_id: str, as_json: bool) -> None:
+    """A batch and how many images got each label so far."""
+    _show_batch(client, batch_id, as_json)
+
+
+@batch.command("results")
+@click.argument("batch_id", metavar="ID")
+@click.argument("out", type=Output())
+@json_option
+@click.pass_obj
+def results(client: Client, batch_id: str, out: Path, as_json: bool) -> None:
+    """Save the rows of a batch that are done as OUT: .csv, .jsonl or .parquet."""
+    _save(client, batch_id, out)
+    if as_json:
+        show.as_json({"batch": batch_id, "out": str(out)})
+
+
+@click.command("predict")
+@click.argument("model", type=MODEL)
+@click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@json_option
+@click.pass_obj
+def predict(client: Client, model: str, image: Path, as_json: bool) -> None:
+    """Label one picture now."""
+    try:
+        data = image.read_bytes()
+    except OSError as error:
+        raise DarkroomError(f"{image} cannot be read: {error.strerror or error}.") from error
+    answer = client.predict(model, data)
+    if as_json:
+        show.as_json(answer)
+        return
+    best = sorted(answer["probabilities"].items(), key=lambda pair: -pair[1])[:5]
+    show.table(("label", "probability"), [(label, f"{p:.1%}") for label, p in best], ("probability",))
+
+
+def _save(client: Client, batch_id: str, out: Path) -> None:
+    client.download(out, "batches", batch_id, f"results.{out.suffix[1:].lower()}")
+    click.echo(f"The rows are in {out}.", err=True)
+
+
+def _show_batch(client: Client, batch_id: str, as_json: bool) -> None:
+    found = client.get("batches", batch_id)
+    if as_json:
+        show.as_json(found)
+    else:
+        show.job(found)
+        show.counts("label", found["histograms"]["labels"])
+        show.counts("error", found["histograms"]["reasons"])
+    raise_unless_well(found)

@@ -1,0 +1,190 @@
+"""Looking at what is offered to a dataset: bytes become a manifest row, kept or dropped with a reason, and rows a version.
+
+Reasons are stable codes: empty, truncated, unreadable, unsupported, too_large, too_small, duplicate, no_class, and those of
+a fetch that failed (worker/scraping/fetch.py) or of an item that could not be read (shared/items.py).
+"""
+
+import hashlib
+import tempfile
+import time
+from collections import Counter, deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import imagehash
+
+from shared import datasets
+from shared.errors import DarkroomError, Invalid, NotFound
+from shared.images import BadImage, decode
+from shared.settings import Settings
+from shared.storage import Storage, version_name, versions
+from worker.progress import Progress
+
+ENOUGH = 2  # images a class needs: one to train on, one to validate with
+EVERY = 0.2  # seconds between two reports of progress
+LATEST = 24  # pictures that the page of a running job shows
+
+
+def examine(data: bytes, storage: Storage, settings: Settings, min_side: int = 1) -> dict[str, Any]:
+    """Decode `data` whole; if it is a picture, store the original bytes under their hash. Safe to call from several threads.
+
+    Returns columns of a manifest row: sha256, bytes, and either ext, width, height, format, phash or reason and detail.
+    `min_side`: a picture whose shorter side has fewer pixels is dropped.
+    """
+    facts = {"sha256": hashlib.sha256(data).hexdigest() if data else "", "bytes": len(data)}
+    try:
+        picture = decode(data, settings.max_image_bytes)
+        if min(picture.width, picture.height) < min_side:
+            raise too_small(picture.width, picture.height, min_side)
+    except BadImage as error:
+        return {**facts, **dropped(error)}
+    key = datasets.image_key(facts["sha256"], picture.extension)
+    if not storage.exists(key):
+        storage.write(key, data, durable=False, replace=False)  # publishing the version waits for the disk, once for all
+    phash = str(imagehash.phash(picture.image))
+    return {**facts, "ext": picture.extension, "width": picture.width, "height": picture.height, "format": picture.format, "phash": phash}
+
+
+def dropped(error: BadImage) -> dict[str, Any]:
+    """The columns of a manifest row that say why there is no picture."""
+    return {"reason": error.code, "detail": str(error)}
+
+
+def too_small(width: int, height: int, min_side: int) -> BadImage:
+    """The error of a picture with a side under `min_side` pixels."""
+    return BadImage("too_small", f"The picture has {width} x {height} pixels; the shorter side needs at least {min_side}.")
+
+
+class Collection:
+    """The rows of a dataset version in the making: what the newest version kept, and what is offered now."""
+
+    def __init__(self, storage: Storage, name: str, progress: Progress) -> None:
+        """Begin with the kept rows of the newest version of the dataset `name`, if there is one."""
+        self.storage = storage
+        self.name = name
+        self.rows: list[dict[str, Any]] = []
+        self.parent: int | None = None
+        self.kept: Counter[str] = Counter()  # by class, of what was offered now
+        self.reasons: Counter[str] = Counter()
+        self._carried: list[dict[str, Any]] = []
+        self._label_of: dict[str, str] = {}  # sha256 -> class
+        self._latest: deque[dict[str, str]] = deque(maxlen=LATEST)
+        self._progress = progress
+        self._told = 0.0
+        self.carry()
+
+    def carry(self) -> None:
+        """Take over the kept rows of the newest version, if it is newer than the one known; what is here already stays."""
+        try:
+            newest = datasets.latest(self.storage, self.name)
+        except NotFound:
+            return
+        if newest == self.parent:
+            return
+        self.parent = newest
+        for row in datasets.rows(self.storage, self.name, newest):
+            if row["sha256"] not in self._label_of:
+                self._label_of[row["sha256"]] = row["label"]
+                self._carried.append(row)
+
+    def add(self, origin: dict[str, Any], facts: dict[str, Any]) -> bool:
+        """Append the row of what was offered: where it is from, and what `examine` or `dropped` found. Whether it was kept."""
+        row = datasets.blank_row(**{**origin, "name": _printable(origin.get("name", ""))}, **facts)
+        if not row["reason"] and row["sha256"] in self._label_of:
+            row["reason"] = "duplicate"
+            row["detail"] = f"The same bytes are already kept in the class {self._label_of[row['sha256']]!r}."
+        row["status"] = "dropped" if row["reason"] else "kept"
+        self.rows.append(row)
+        if row["reason"]:
+            self.reasons[row["reason"]] += 1
+            return False
+        self.kept[row["label"]] += 1
+        self._label_of[row["sha256"]] = row["label"]
+        self._latest.append({key: row[key] for key in ("sha256", "ext", "label")})
+        return True
+
+    def check_labels(self, labels: Iterable[str]) -> None:
+        """Raises Invalid when two classes, old or new, differ by case alone: on some disks they would be one folder."""
+        seen: dict[str, str] = {}
+        for label in [*(row["label"] for row in self._carried), *labels]:
+            other = seen.setdefault(label.casefold(), label)
+            if other != label:
+                raise Invalid(f"The classes {other!r} and {label!r} differ by upper and lower case alone; give them one name.")
+
+    def tell(self, phase: str, done: int, total: int, labels: Iterable[str] | None = None) -> None:
+        """Report progress, at most five times a second; `labels`: also how many each class has, and the latest pictures.
+
+        Raises Cancelled when the job should stop.
+        """
+        self._progress.check()
+        if time.monotonic() - self._told < EVERY and done < total:
+            return
+        self._told = time.monotonic()
+        fields: dict[str, Any] = {} if labels is None else {"classes": {n: self.kept[n] for n in labels}, "latest": [*self._latest]}
+        numbers = {"kept": self.kept.total(), "dropped": self.reasons.total(), "reasons": dict(self.reasons.most_common())}
+        self._progress.update(phase=phase, done=done, total=total, **numbers, **fields)
+
+    def publish(self, job: str, source: dict[str, Any], labels: Iterable[str] = (), remarks: Iterable[str] = ()) -> dict[str, Any]:
+        """Make the rows the next version of the dataset; returns the job's result: dataset, version, images, dropped.
+
+        An existing dataset is added to: the version holds the kept rows of the newest version (`info["parent"]`, else None)
+        and what was offered now. `labels`: classes that were asked for, whether anything was found or not; `remarks`:
+        sentences that explain what is missing. Raises DarkroomError, with nothing published, when fewer than two classes
+        have images or a class has fewer than two.
+        """
+        self._progress.update(phase="publishing")
+        self.carry()  # another job may have published meanwhile
+        rows = self._carried + self.rows
+        _check_enough(rows, labels, remarks)
+        info = {
+            "dataset": self.name,
+            "created": time.time(),
+            "job": job,
+            "parent": self.parent,
+            "source": source,
+            **datasets.summary(rows),
+        }
+        with tempfile.TemporaryDirectory(prefix="darkroom-dataset-") as folder:
+            (Path(folder) / "manifest.parquet").write_bytes(datasets.manifest_bytes(rows))
+            version = self.storage.publish_version(f"datasets/{self.name}", Path(folder), info)
+        return _result(self.name, version, info)
+
+
+def published(storage: Storage, name: str, job: str) -> dict[str, Any] | None:
+    """The result of a job that has published its version already, or None: a job may be run again after its worker died."""
+    for number in reversed(versions(storage, f"datasets/{name}")):
+        info = storage.read_json(f"datasets/{name}/{version_name(number)}/info.json")
+        if info.get("job") == job:
+            return _result(name, number, info)
+    return None
+
+
+def _result(name: str, version: int, info: dict[str, Any]) -> dict[str, Any]:
+    return {"dataset": name, "version": version, "images": info["images"], "dropped": sum(info["dropped"].values())}
+
+
+def _check_enough(rows: list[dict[str, Any]], labels: Iterable[str], remarks: Iterable[str]) -> None:
+    """Raises DarkroomError unless there are two classes or more with two images or more each."""
+    counts = {label: 0 for label in [*labels, *(row["label"] for row in rows)] if label}
+    for row in rows:
+        if row["status"] == "kept":
+            counts[row["label"]] += 1
+    if not any(counts.values()):
+        sentence = "No usable images were found."
+    elif len(counts) < ENOUGH:
+        sentence = f"A classifier needs at least two classes; there is only {next(iter(counts))!r}."
+    else:
+        poor = [f"{label!r} has {n}" for label, n in counts.items() if n < ENOUGH]
+        if not poor:
+            return
+        more = f", and {len(poor) - 10} more classes" if len(poor) > 10 else ""
+        sentence = f"Each class needs at least {ENOUGH} usable images; {', '.join(poor[:10])}{more}."
+    why = Counter(row["reason"] for row in rows if row["reason"])
+    reasons = f" Dropped: {', '.join(f'{n} {code}' for code, n in why.most_common(6))}." if why else ""
+    raise DarkroomError(" ".join([sentence + reasons, *remarks, "No dataset was made."]))
+
+
+def _printable(name: str) -> str:
+    """A file name in a broken encoding is no valid text; it becomes one with question marks."""
+    return name.encode("utf-8", "replace").decode()

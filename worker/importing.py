@@ -1,0 +1,127 @@
+"""Making a dataset from a folder per class: a folder on the server, or a zip whose members are read where they are."""
+
+import os
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from shared.errors import Invalid
+from shared.images import BadImage
+from shared.items import ItemReader, check_folder, check_zip, open_zip, walk_folder, walk_zip
+from shared.settings import Settings
+from shared.specs import FolderSource, ImportSpec, check_class_name
+from shared.storage import Storage
+from worker.examining import Collection, dropped, examine, published
+from worker.progress import Progress
+
+SPLITS = {"train", "valid", "val", "validation", "test"}
+AHEAD = 4  # files in hand a thread: each may have as many bytes as the limit allows
+
+Item = tuple[str, str, str]  # label, path below the root, locator
+
+
+def import_dataset(spec: ImportSpec, job: str, storage: Storage, settings: Settings, progress: Progress) -> dict[str, Any]:
+    """Make the next version of a dataset out of a folder or a zip; returns dataset, version, images, dropped.
+
+    An import into an existing dataset adds to it: the kept pictures of its newest version are carried over. A folder is a
+    class, with all that lies below it; see `label_items` for folders around the classes. Raises DarkroomError, with
+    nothing published, for a folder name that cannot be a class or when a class has fewer than two usable pictures.
+    """
+    if done := published(storage, spec.dataset, job):
+        return done
+    progress.update(phase="listing")
+    items = label_items(_listed(spec, storage, settings, progress))
+    collection = Collection(storage, spec.dataset, progress)
+    collection.check_labels(dict.fromkeys(label for label, _, _ in items if label))
+    for looked_at, ((label, path, _), facts) in enumerate(_examined(items, storage, settings), 1):
+        collection.add({"label": label, "name": path, "source": spec.source.kind}, facts)
+        collection.tell("importing", looked_at, len(items))
+    return collection.publish(job, spec.source.model_dump())
+
+
+def label_items(pairs: list[tuple[str, str]]) -> list[Item]:
+    """Say of which class each (path below the root, locator) is; "" for a file that lies in no class folder.
+
+    The class is the first folder of the path, below any folders that merely hold the classes: a single folder around
+    everything, as most zips have, and `train`, `valid`, `val`, `validation`, `test`, whose classes are merged. Raises
+    Invalid, naming the folder, for a name that cannot be a class.
+    """
+    parts = [path.replace("\\", "/").split("/") for path, _ in pairs]
+    depth = _class_depth(parts)
+    names = {p[depth] for p in parts if len(p) > depth + 1}
+    label_of = {name: _class_name(name) for name in sorted(names)}
+    return [(label_of[p[depth]] if len(p) > depth + 1 else "", path, locator) for p, (path, locator) in zip(parts, pairs, strict=True)]
+
+
+def _class_depth(parts: list[list[str]]) -> int:
+    """How many folders lie around the class folders."""
+    depth = 0
+    merged = False
+    while True:
+        folders = {p[depth].lower() for p in parts if len(p) > depth + 1}
+        deeper = any(len(p) > depth + 2 for p in parts)
+        splits = folders <= SPLITS and not merged
+        if not deeper or (len(folders) != 1 and not splits):
+            return depth
+        merged = merged or splits
+        depth += 1
+
+
+def _class_name(folder: str) -> str:
+    try:
+        return check_class_name(folder)
+    except ValueError as error:
+        shown = folder.encode("utf-8", "replace").decode()
+        raise Invalid(f"The folder {shown[:120]!r} cannot be a class: {error}.", field="source") from None
+
+
+def _listed(spec: ImportSpec, storage: Storage, settings: Settings, progress: Progress) -> list[tuple[str, str]]:
+    """(path below the root, locator) of each file that looks like a picture. Raises Invalid, NotFound, Cancelled."""
+    pairs = []
+    for pair in _walk(spec, storage, settings):
+        progress.check()
+        pairs.append(pair)
+    if not pairs:
+        raise Invalid("There are no pictures in the folder.", field="source")
+    return pairs
+
+
+def _walk(spec: ImportSpec, storage: Storage, settings: Settings) -> Iterator[tuple[str, str]]:
+    if isinstance(spec.source, FolderSource):
+        yield from walk_folder(check_folder(spec.source.path, settings))
+        return
+    with open_zip(storage, spec.source.id) as archive:
+        check_zip(archive, settings)
+        yield from walk_zip(archive, spec.source.id)
+
+
+def _examined(items: list[Item], storage: Storage, settings: Settings) -> Iterator[tuple[Item, dict[str, Any]]]:
+    """Each item with what was found, in order, so that of equal files it is always the first that is kept.
+
+    Pillow lets go of the interpreter while it decodes, so threads are enough; only a few files a thread are in memory.
+    """
+    reader = ItemReader(storage, settings.max_image_bytes)
+    width = os.cpu_count() or 1
+    ahead: deque[tuple[Item, Future[dict[str, Any]]]] = deque()
+    with ThreadPoolExecutor(width) as threads:
+        try:
+            for item in items:
+                ahead.append((item, threads.submit(_look, item, reader, storage, settings)))
+                if len(ahead) >= AHEAD * width:
+                    first, future = ahead.popleft()
+                    yield first, future.result()
+            for item, future in ahead:
+                yield item, future.result()
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+
+def _look(item: Item, reader: ItemReader, storage: Storage, settings: Settings) -> dict[str, Any]:
+    label, _, locator = item
+    if not label:
+        return {"reason": "no_class", "detail": "The file lies in no class folder."}
+    try:
+        return examine(reader.read(locator), storage, settings)
+    except BadImage as error:
+        return dropped(error)
