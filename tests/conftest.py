@@ -1,14 +1,17 @@
 """Real parts for every test: a Redis of its own, a storage folder of its own."""
 
+import os
+import shutil
 import subprocess
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
-from cli.start import redis_server
+from cli.start import environment, redis_server
 from shared.settings import Settings
 
 
@@ -38,3 +41,98 @@ def settings(redis_url: str, tmp_path: Path) -> Settings:
     """Settings on an empty Redis and an empty storage folder."""
     redis.Redis.from_url(redis_url).flushall()
     return Settings(redis_url=redis_url, storage=str(tmp_path / "store"), cache=tmp_path / "cache")
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder per class with 30 real scans each of the digits 0, 1, 2 and 3, PNG files of 32 x 32 pixels."""
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    folder = tmp_path_factory.mktemp("digits")
+    data = load_digits()
+    for label in range(4):
+        (folder / f"digit {label}").mkdir()
+        for n, scan in enumerate(data.images[data.target == label][:30]):
+            image = Image.fromarray((255 - scan * (255 / 16)).astype("uint8"))
+            image.resize((32, 32), Image.Resampling.BICUBIC).save(folder / f"digit {label}" / f"{n:02}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A storage folder with the dataset `digits` and a model `digits` trained on it by the real pipeline."""
+    from worker.training import train
+
+    from shared.specs import parse
+    from shared.storage import Storage
+    from worker.importing import import_dataset
+    from worker.progress import Progress
+
+    home = tmp_path_factory.mktemp("trained")
+    settings = Settings(storage=str(home / "store"), cache=home / "cache")
+    storage = Storage(settings.storage, settings.cache)
+    source = {"kind": "folder", "path": str(digits)}
+    import_dataset(parse("import", {"dataset": "digits", "source": source}), "job-import", storage, settings, Progress(lambda _: None))
+    spec = {"dataset": "digits", "pretrained": False, "image_size": 32, "epochs": 3, "augment": "none", "base_lr": 5e-3, "batch_size": 16}
+    train(parse("train", {**spec, "version": 1, "model": "digits"}), "job-train", storage, settings, Progress(lambda _: None))
+    return home / "store"
+
+
+@pytest.fixture
+def with_model(settings: Settings, trained: Path) -> Settings:
+    """Settings whose storage holds the dataset and the model `digits`; leases run out quickly."""
+    shutil.copytree(trained, settings.storage)
+    return settings.model_copy(update={"lease_seconds": 3, "heartbeat_seconds": 0.2})
+
+
+@pytest.fixture
+def start_worker(with_model: Settings) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts real workers as a user would; at the end they are stopped, and none may leave a process behind."""
+    started: list[subprocess.Popen[bytes]] = []
+    log = Path(with_model.storage).with_name("workers.log")
+
+    def start(queues: str = "predict,classify", settings: Settings = with_model) -> subprocess.Popen[bytes]:
+        with log.open("ab") as out:
+            command = [sys.executable, "-m", "cli", "worker", "--queues", queues]
+            process = subprocess.Popen(command, env={**os.environ, **environment(settings)}, stdout=out, stderr=out, start_new_session=True)
+        started.append(process)
+        return process
+
+    yield start
+    families = [pid for process in started for pid in [process.pid, *descendants(process.pid)]]
+    for process in started:
+        process.terminate()
+    for process in started:
+        process.wait(30)
+    until(lambda: not [pid for pid in families if alive(pid)], 15, lambda: f"processes left behind: {families}\n{log.read_text()[-3000:]}")
+
+
+def descendants(pid: int) -> list[int]:
+    """Ids of all processes that a process has started, directly or not."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+        if int(fields[1]) == pid:
+            child = int(stat.parent.name)
+            found += [child, *descendants(child)]
+    return found
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def until(condition: Callable[[], object], seconds: float = 60, explain: Callable[[], str] = lambda: "") -> None:
+    """Wait until a condition holds; fails the test with an explanation when it does not come true."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"did not come true in {seconds} s. {explain()}"
+        time.sleep(0.05)

@@ -20,7 +20,6 @@ from shared.jobs import JobStore, State, new_id
 from shared.settings import Settings
 from shared.storage import Storage
 from web import create_app
-from web.backend import Backend
 
 API = "/api/v1"
 
@@ -413,7 +412,9 @@ def test_a_file_name_that_a_spreadsheet_would_run_is_defused_in_csv(
     assert rows[1]["uri"] == "'=cmd()"
 
 
-def test_results_of_a_finished_batch_are_the_files_on_storage(client: FlaskClient, store: JobStore, storage: Storage, tmp_path: Path) -> None:
+def test_results_of_a_finished_batch_are_the_files_on_storage(
+    client: FlaskClient, store: JobStore, storage: Storage, tmp_path: Path
+) -> None:
     batch = half_done_batch(client, store, storage, tmp_path)
     work(store, storage, batch, 2, [result_row(2), result_row(3)])
     storage.write(f"batches/{batch}/results.csv", b"the finished file")
@@ -592,7 +593,9 @@ def test_the_files_of_a_form_become_one_upload(client: FlaskClient, storage: Sto
         assert archive.namelist() == ["cat/1.png", "dog/1.png", "evil.png"]
 
 
-@pytest.mark.parametrize("content", [b"", b"just text", zipped(), zipped(**{"../x.png": b"x"})], ids=["empty", "text", "empty zip", "dot-dot"])
+@pytest.mark.parametrize(
+    "content", [b"", b"just text", zipped(), zipped(**{"../x.png": b"x"})], ids=["empty", "text", "empty zip", "dot-dot"]
+)
 def test_an_upload_that_cannot_be_used_is_refused_and_not_kept(client: FlaskClient, storage: Storage, content: bytes) -> None:
     assert_problem(client.post(f"{API}/uploads", data=content, content_type="application/zip"), 422)
     assert storage.list("uploads") == []
@@ -644,4 +647,3 @@ def test_a_bug_tells_nothing_of_the_inside(client: FlaskClient, storage: Storage
 def test_a_backend_without_an_address_of_redis_says_how_to_get_one(settings: Settings) -> None:
     client = create_app(settings.model_copy(update={"redis_url": None})).test_client()
     assert_problem(client.get(f"{API}/jobs"), 400, "DARKROOM_REDIS_URL is not set")
-    assert Backend(settings).settings is settings

@@ -162,7 +162,8 @@ def test_a_hostile_name_makes_a_zip_that_passes_the_check(backend: Backend) -> N
 def test_the_files_of_a_form_share_one_open_file() -> None:
     boundary = b"--b\r\n"
     parts = [
-        b'Content-Disposition: form-data; name="files"; filename="%d.png"\r\n\r\n%s\r\n' % (i, bytes([65 + i]) * (300_000 * i)) for i in range(4)
+        b'Content-Disposition: form-data; name="files"; filename="%d.png"\r\n\r\n%s\r\n' % (i, bytes([65 + i]) * (300_000 * i))
+        for i in range(4)
     ]
     body = boundary + boundary.join(parts) + b"--b--\r\n"
     request = FormRequest.from_values(method="POST", data=body, content_type="multipart/form-data; boundary=b")

@@ -380,4 +380,4 @@ def unknown(rest: str) -> Response:
     allowed = [method for method in ("GET", "POST") if adapter and adapter.match(method=method)[0] != request.endpoint]
     if allowed:
         raise MethodNotAllowed(allowed, f"{request.path} takes {' and '.join(allowed)}, not {request.method}.")
-    raise NotFound(f"The API has nothing at {request.path}; docs/api.md lists what there is.")
+    raise NotFound(f"The API has nothing at {request.path}.")

@@ -18,7 +18,10 @@ LARGEST_MATRIX = 30
 
 def element(tag: str, *children: str | Markup, **attributes: Any) -> Markup:
     """One SVG element, attributes and text escaped; `stroke_width` becomes `stroke-width`, `class_` becomes `class`."""
-    pairs = ((name.rstrip("_").replace("_", "-"), f"{v:.2f}".rstrip("0").rstrip(".") if isinstance(v, float) else v) for name, v in attributes.items())
+    pairs = (
+        (name.rstrip("_").replace("_", "-"), f"{v:.2f}".rstrip("0").rstrip(".") if isinstance(v, float) else v)
+        for name, v in attributes.items()
+    )
     head = Markup("").join(Markup(' {}="{}"').format(name, value) for name, value in pairs)
     return Markup("<{0}{1}>{2}</{0}>").format(Markup(tag), head, Markup("").join(escape(c) for c in children))  # noqa: S704 - tags are literals of this module
 
@@ -84,7 +87,10 @@ def loss_by_batch(points: Sequence[Sequence[float]], epochs: int, batches: int) 
         f"Training loss by batch, {clean[-1][1]:.3f} at the end",
         *axes.left(),
         *(element("line", x1=axes.x(m), x2=axes.x(m), y1=TOP, y2=HEIGHT - BOTTOM, class_="mark") for m in marks),
-        *axes.below([m - total / epochs * every / 2 for m, _ in shown] if every == 1 else [m for m, _ in shown], [f"epoch {t}" if len(shown) < 6 else t for _, t in shown]),
+        *axes.below(
+            [m - total / epochs * every / 2 for m, _ in shown] if every == 1 else [m for m, _ in shown],
+            [f"epoch {t}" if len(shown) < 6 else t for _, t in shown],
+        ),
         axes.line(clean, "raw"),
         axes.line(smooth, "line"),
     )
@@ -140,7 +146,15 @@ def confidence(bins: Sequence[int], review_below: float) -> Markup:
         tip = element("title", f"{low:.2f} to {high:.2f}: {count:,}")
         kind = "column review" if high <= review_below + 1e-9 else "column"
         columns.append(
-            element("rect", tip, x=axes.x(low) + 1, width=axes.x(high) - axes.x(low) - 2, y=axes.y(count), height=HEIGHT - BOTTOM - axes.y(count), class_=kind)
+            element(
+                "rect",
+                tip,
+                x=axes.x(low) + 1,
+                width=axes.x(high) - axes.x(low) - 2,
+                y=axes.y(count),
+                height=HEIGHT - BOTTOM - axes.y(count),
+                class_=kind,
+            )
         )
     at = axes.x(review_below)
     return _drawing(
@@ -180,7 +194,13 @@ def heat_map(classes: Sequence[str], confusion: Sequence[Sequence[int]]) -> dict
     for i in order:
         support = sum(confusion[i]) or 1
         cells = [
-            {"count": confusion[i][j], "heat": math.ceil(math.sqrt(confusion[i][j] / support) * 9), "predicted": classes[j], "right": i == j} for j in order
+            {
+                "count": confusion[i][j],
+                "heat": math.ceil(math.sqrt(confusion[i][j] / support) * 9),
+                "predicted": classes[j],
+                "right": i == j,
+            }
+            for j in order
         ]
         rows.append({"actual": classes[i], "cells": cells})
     return {"rows": rows, "classes": [classes[j] for j in order], "left_out": len(classes) - len(rows)}

@@ -26,7 +26,9 @@ def index() -> str:
     """Every dataset as a card, the newest first."""
     storage = backend().storage
     found = [datasets.info(storage, name) for name in datasets.names(storage)]
-    cards = [{"info": info, "cover": cover(storage, info["dataset"], info["version"])} for info in sorted(found, key=lambda i: -i["created"])]
+    cards = [
+        {"info": info, "cover": cover(storage, info["dataset"], info["version"])} for info in sorted(found, key=lambda i: -i["created"])
+    ]
     return render_template("datasets/index.html", cards=cards)
 
 

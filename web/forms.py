@@ -83,7 +83,11 @@ class SpecForm:
 
     def data(self, **more: Any) -> dict[str, Any]:
         """What to order: empty fields are left to their defaults. `more` replaces fields that a form gathers otherwise."""
-        filled = {name: value for name, value in self.values.items() if value not in ("", None, []) or _kind(name, self.fields[name]) == "checkbox"}
+        filled = {
+            name: value
+            for name, value in self.values.items()
+            if value not in ("", None, []) or _kind(name, self.fields[name]) == "checkbox"
+        }
         filled = {name: value.strip() if isinstance(value, str) else value for name, value in filled.items()}
         return {**filled, **more}
 

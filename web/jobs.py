@@ -38,7 +38,16 @@ def _listing() -> dict[str, Any]:
     jobs = found[:PAGE]
     every = 0 if before else (1 if any(not j.state.terminal for j in jobs) else 10)
     older = jobs[-1].id if len(found) > PAGE else None
-    return {"jobs": jobs, "older": older, "kind": kind, "state": state, "before": before, "every": every, "kinds": QUEUE_OF, "states": State}
+    return {
+        "jobs": jobs,
+        "older": older,
+        "kind": kind,
+        "state": state,
+        "before": before,
+        "every": every,
+        "kinds": QUEUE_OF,
+        "states": State,
+    }
 
 
 @blueprint.get("/jobs/<job_id>")

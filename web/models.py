@@ -137,9 +137,7 @@ def show_outlook() -> str:
 
 def _form(form: SpecForm) -> str:
     storage = backend().storage
-    return render_template(
-        "models/train.html", form=form, common=COMMON, rare=RARE, names=datasets.names(storage), outlook=outlook(form)
-    )
+    return render_template("models/train.html", form=form, common=COMMON, rare=RARE, names=datasets.names(storage), outlook=outlook(form))
 
 
 def outlook(form: SpecForm) -> dict[str, Any] | None:

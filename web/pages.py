@@ -16,10 +16,10 @@ from werkzeug.routing import RequestRedirect
 
 from shared import datasets, models
 from shared.errors import DarkroomError, Unavailable
-from shared.images import EXTENSIONS
 from shared.jobs import Job, State
 from shared.specs import parse_model_ref
 from web.backend import backend
+from web.charts import bar
 from web.orders import describe
 from web.problems import problem
 
@@ -113,7 +113,9 @@ def tell(error: DarkroomError) -> Response:
 @blueprint.app_errorhandler(CSRFError)
 def tell_stale_form(_: CSRFError) -> Response:
     """A form without its token: an old page, or cookies that are refused."""
-    return error_page(400, "Form out of date", "This form has no valid token. Allow cookies for this site, load the page again, and send it again.")
+    return error_page(
+        400, "Form out of date", "This form has no valid token. Allow cookies for this site, load the page again, and send it again."
+    )
 
 
 @blueprint.app_errorhandler(HTTPException)
@@ -205,7 +207,7 @@ def plural(count: int, one: str, many: str = "") -> str:
 @blueprint.app_context_processor
 def common() -> dict[str, Any]:
     """Functions that every template may call; nothing is asked of Redis before one does."""
-    return {"pulse": pulse, "describe": describe, "asset": asset, "share_done": share_done, "page_of": page_of, "kinds_of_picture": EXTENSIONS}
+    return {"pulse": pulse, "describe": describe, "asset": asset, "share_done": share_done, "page_of": page_of, "bar": bar}
 
 
 def pulse() -> Pulse:

@@ -22,7 +22,9 @@ SERVES = {
 def index() -> str:
     """Live workers and queues, and how to add a worker."""
     address = backend().settings.redis_url or ""
-    return render_template("workers/index.html", **_view(), redis_url=hide_password(address) if "://" in address else "", storage=backend().storage.url)
+    return render_template(
+        "workers/index.html", **_view(), redis_url=hide_password(address) if "://" in address else "", storage=backend().storage.url
+    )
 
 
 @blueprint.get("/workers/live")

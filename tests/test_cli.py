@@ -1,0 +1,545 @@
+"""The `darkroom` command against the real web in a thread; the tests play the worker."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+from werkzeug.serving import make_server
+
+from cli import follow
+from cli.main import cli
+from shared import datasets, results
+from shared.jobs import Claim, Job, JobStore, State, new_id
+from shared.settings import Settings
+from shared.specs import TrainSpec
+from shared.storage import Storage
+from web import create_app
+from web.backend import Backend
+
+ROOT = Path(__file__).parents[1]
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def backend(settings: Settings) -> Backend:
+    return Backend(settings)
+
+
+@pytest.fixture
+def url(settings: Settings) -> Iterator[str]:
+    server = make_server("127.0.0.1", 0, create_app(settings), threaded=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield f"http://127.0.0.1:{server.port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+@pytest.fixture
+def run(url: str) -> Run:
+    return lambda *args, **more: CliRunner().invoke(cli, ["--url", url, *map(str, args)], **more)
+
+
+@pytest.fixture
+def working(backend: Backend) -> Iterator[Callable[[Callable[[JobStore, Job], None]], None]]:
+    """Start a thread that does `work` with the first job that is ordered."""
+    threads: list[threading.Thread] = []
+    stop = threading.Event()
+
+    def start(work: Callable[[JobStore, Job], None]) -> None:
+        def serve() -> None:
+            while not stop.wait(0.02):
+                if jobs := backend.store.page(1):
+                    work(backend.store, jobs[0])
+                    return
+
+        threads.append(threading.Thread(target=serve))
+        threads[-1].start()
+
+    yield start
+    stop.set()
+    for thread in threads:
+        thread.join()
+
+
+def claimed(store: JobStore, job: Job, unit: str = "main") -> Claim:
+    claim = store.claim(job.id, unit, "tester")
+    assert claim
+    return claim
+
+
+def finish(state: State, error: str = "", **result: Any) -> Callable[[JobStore, Job], None]:
+    def work(store: JobStore, job: Job) -> None:
+        store.finish(claimed(store, job), state, error, result)
+
+    return work
+
+
+def make_dataset(storage: Storage, folder: Path, labels: tuple[str, ...] = ("cat", "dog")) -> None:
+    rows = [datasets.blank_row(sha256=f"{i:064x}", ext="png", label=label, status="kept", bytes=10) for i, label in enumerate(labels * 3)]
+    folder.mkdir()
+    (folder / "manifest.parquet").write_bytes(datasets.manifest_bytes(rows))
+    info = {"dataset": "animals", "created": time.time() - 180, "job": new_id(), "source": "folder", **datasets.summary(rows)}
+    storage.publish_version("datasets/animals", folder, info)
+
+
+def make_model(storage: Storage, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    info = {
+        "model": "animals", "created": 1.0, "job": new_id(), "arch": "resnet18", "classes": ["cat", "[red]dog"], "image_size": 224,
+        "spec": {}, "error_rate": 0.125, "dataset": {"name": "animals", "version": 1}, "train_images": 80, "valid_images": 20,
+        "train_seconds": 61, "device": "cpu", "parent": None,
+    }  # fmt: skip
+    storage.publish_version("models/animals", folder, info)
+
+
+def pictures(folder: Path, *names: str) -> Path:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), "teal").save(folder / name)
+    return folder
+
+
+def result_row(item: int, **values: Any) -> dict[str, Any]:
+    row = {
+        "item_id": item, "uri": f"{item}.png", "locator": "", "sha256": "", "label": "cat", "probability": 0.75, "top_labels": ["cat"],
+        "top_probabilities": [0.75], "margin": 0.5, "entropy": 0.1, "decision": "accept", "error_code": "", "error": "", "model": "animals",
+        "model_version": 1, "width": 8, "height": 8, "ms": 1.0,
+    }  # fmt: skip
+    return {**row, **values}
+
+
+def classify_three(storage: Storage) -> Callable[[JobStore, Job], None]:
+    """What the workers do with a batch of three pictures: two cats and an error."""
+
+    def work(store: JobStore, job: Job) -> None:
+        shard = results.shard_name(0, 3)
+        store.commit(claimed(store, job, "plan"), {"counts": {"items": 3}}, [shard], "finish")
+        rows = [
+            result_row(0),
+            result_row(1),
+            result_row(2, label="", probability=None, decision="", error_code="truncated", error="Damaged."),
+        ]
+        storage.write(results.shard_key(job.id, shard), results.shard_bytes(rows))
+        store.commit(claimed(store, job, shard), results.tally(rows))
+        store.finish(claimed(store, job, "finish"), State.DONE, result={"items": 3, "errors": 1})
+
+    return work
+
+
+# -- flags ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_starts_without_torch_flask_and_celery() -> None:
+    code = "import sys, cli.main; print([m for m in ('torch', 'flask', 'celery', 'fastai') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_every_field_of_a_training_is_a_flag_with_the_default_of_the_spec() -> None:
+    text = " ".join(CliRunner().invoke(cli, ["train", "--help"]).output.split())
+    for name, field in TrainSpec.model_fields.items():
+        if name != "dataset":
+            assert f"--{name.replace('_', '-')}" in text
+            assert " ".join((field.description or "").split()[:3]) in text
+    assert "[default: 64; 2<=x<=2048]" in text
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["train", "animals", "--epochs", "0"], "0 is not in the range"),
+        (["train", "animals", "--arch", "vgg"], "unknown architecture"),
+        (["train", "../animals"], "a name is lower-case letters"),
+        (["dataset", "scrape", "wonders", "--class", "one"], "at least 2 items"),
+        (["dataset", "scrape", "wonders", "--class", "a", "--class", "A"], "named twice"),
+        (["dataset", "scrape", "wonders", "--class", "a", "--class", "b", "--sources", "bing"], "'bing' is not one of"),
+        (["dataset", "import", "animals", "/no/such/folder"], "no file or folder"),
+        (["classify", "animals"], "Name what to label"),
+        (["classify", "animals", ".", "--out", "results.xlsx"], "should end in .csv, .jsonl or .parquet"),
+        (["classify", "animals", ".", "--out", "/no/such/folder/results.csv"], "no such folder"),
+        (["classify", "animals", ".", "--top-k", "99"], "99 is not in the range"),
+        (["worker", "--queues", "train,mail"], "--queues takes one or more of predict"),
+        (["up", "--port", "99999"], "99999 is not in the range"),
+        (["frobnicate"], "No such command"),
+    ],
+)
+def test_wrong_usage_ends_with_2_before_anything_is_sent(args: list[str], words: str) -> None:
+    done = CliRunner().invoke(cli, ["--url", "http://127.0.0.1:1", *args])
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert words in " ".join(done.stderr.split())
+
+
+# -- when the web is not there ----------------------------------------------------------------------------------------
+
+
+def test_a_web_that_is_not_there_is_a_sentence_that_says_how_to_start_it() -> None:
+    done = CliRunner().invoke(cli, ["--url", "http://127.0.0.1:1", "jobs"])
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith("Error: Darkroom cannot be reached at http://127.0.0.1:1. Start it with `darkroom up`")
+
+
+def test_an_address_that_is_none_is_a_sentence() -> None:
+    done = CliRunner().invoke(cli, ["--url", "not an address", "jobs"])
+    assert done.exit_code == 1
+    assert "is no address of a web" in done.stderr
+
+
+def test_something_else_that_answers_at_the_address_is_told_apart(run: Run, url: str) -> None:
+    done = CliRunner().invoke(cli, ["--url", f"{url}/datasets", "jobs"])
+    assert done.exit_code == 1
+    assert "is not Darkroom" in done.stderr
+
+
+def test_the_address_can_come_from_the_environment(url: str) -> None:
+    assert CliRunner().invoke(cli, ["jobs", "--json"], env={"DARKROOM_URL": url}).stdout == "[]\n"
+
+
+# -- datasets ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_local_folder_is_zipped_and_ordered_as_an_import(run: Run, backend: Backend, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "animals", "cat/1.png", "dog/1.jpg", "dog/.hidden.png")
+    (folder / "notes.txt").write_text("no picture")
+    (folder / "cat" / "link.png").symlink_to("/etc/passwd")
+    done = run("dataset", "import", "animals", folder, "--json")
+    assert done.exit_code == 0, done.stderr
+    job = json.loads(done.stdout)
+    assert (job["kind"], job["spec"]["dataset"]) == ("import", "animals")
+    with zipfile.ZipFile(backend.storage.open(f"uploads/{job['spec']['source']['id']}.zip")) as archive:
+        assert archive.namelist() == ["cat/1.png", "dog/1.jpg"]
+        assert {m.compress_type for m in archive.infolist()} == {zipfile.ZIP_STORED}
+
+
+def test_a_local_zip_is_uploaded_as_it_is(run: Run, backend: Backend, tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("cat/1.png", b"x")
+    job = json.loads(run("dataset", "import", "animals", tmp_path / "a.zip", "--json").stdout)
+    assert backend.storage.read(f"uploads/{job['spec']['source']['id']}.zip") == (tmp_path / "a.zip").read_bytes()
+
+
+def test_a_folder_without_pictures_is_not_uploaded(run: Run, backend: Backend, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = run("dataset", "import", "animals", tmp_path / "empty")
+    assert (done.exit_code, backend.storage.list("uploads")) == (1, [])
+    assert "There are no pictures in" in done.stderr
+
+
+def test_a_folder_of_the_server_is_named_and_not_uploaded(run: Run, backend: Backend, tmp_path: Path) -> None:
+    job = json.loads(run("dataset", "import", "animals", tmp_path, "--on-server", "--json").stdout)
+    assert job["spec"]["source"] == {"kind": "folder", "path": str(tmp_path)}
+    assert backend.storage.list("uploads") == []
+
+
+def test_classes_to_scrape_may_carry_what_to_search_for(run: Run) -> None:
+    args = ["--class", "Taj Mahal", "--class", "Petra=Petra Jordan ruins", "--per-class", "7", "--sources", "commons"]
+    spec = json.loads(run("dataset", "scrape", "wonders", *args, "--json").stdout)["spec"]
+    assert spec["classes"] == [{"name": "Taj Mahal", "query": ""}, {"name": "Petra", "query": "Petra Jordan ruins"}]
+    assert (spec["per_class"], spec["sources"]) == (7, ["commons"])
+
+
+def test_datasets_are_listed_as_a_table_or_as_json(run: Run, backend: Backend, tmp_path: Path) -> None:
+    make_dataset(backend.storage, tmp_path / "d")
+    assert run("dataset", "list").stdout.splitlines()[1].split("\t") == ["animals", "v1", "6", "2", "60 bytes", "3 min ago"]
+    assert [d["dataset"] for d in json.loads(run("dataset", "list", "--json").stdout)] == ["animals"]
+
+
+def test_a_dataset_is_shown_with_its_classes(run: Run, backend: Backend, tmp_path: Path) -> None:
+    make_dataset(backend.storage, tmp_path / "d", labels=("[bold]cat", "dog"))
+    for args in (["animals"], ["animals", "--version", "1"]):
+        assert "[bold]cat\t3\t50.0%" in run("dataset", "show", *args).stdout
+
+
+def test_a_dataset_that_is_not_there_ends_with_1_and_a_sentence(run: Run) -> None:
+    done = run("dataset", "show", "nothing", "--json")
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr == "Error: There is no dataset 'nothing'. `darkroom dataset list` shows what there is.\n"
+
+
+# -- training and following -------------------------------------------------------------------------------------------
+
+
+def train(store: JobStore, job: Job) -> None:
+    claim = claimed(store, job)
+    store.renew(claim, {"phase": "training", "done": 5, "total": 10})
+    row = {"frozen": False, "train_loss": 0.5, "valid_loss": 0.25, "seconds": 61.0}
+    store.append(claim, "epochs", 0, [{**row, "epoch": 1, "frozen": True, "error_rate": 0.5}, {**row, "epoch": 2, "error_rate": 0.125}])
+    store.finish(claim, State.DONE, result={"model": "animals", "version": 1, "error_rate": 0.125})
+
+
+def test_a_training_is_followed_with_a_line_an_epoch(run: Run, backend: Backend, tmp_path: Path, working: Any) -> None:
+    make_dataset(backend.storage, tmp_path / "d")
+    working(train)
+    done = run("train", "animals", "--epochs", "1", "--no-pretrained", "--wait")
+    assert done.exit_code == 0, done.stderr
+    lines = [line.split() for line in done.stderr.splitlines()]
+    assert ["1", "head", "0.5000", "0.2500", "0.5000", "1", "min"] in lines
+    assert ["2", "0.5000", "0.2500", "0.1250", "1", "min"] in lines
+    assert "error rate  0.125" in done.stdout
+    spec = backend.store.page(1)[0].spec
+    assert (spec["epochs"], spec["pretrained"]) == (1, False)
+
+
+def test_with_json_the_value_is_all_there_is_on_standard_output(run: Run, backend: Backend, tmp_path: Path, working: Any) -> None:
+    make_dataset(backend.storage, tmp_path / "d")
+    working(train)
+    done = run("train", "animals", "--wait", "--json")
+    assert json.loads(done.stdout)["result"]["error_rate"] == 0.125
+    assert "0.1250" in done.stderr
+
+
+def test_without_wait_the_job_is_ordered_and_told(run: Run, backend: Backend, tmp_path: Path) -> None:
+    make_dataset(backend.storage, tmp_path / "d")
+    done = run("train", "animals")
+    assert done.exit_code == 0
+    assert backend.store.page(1)[0].id in done.stdout
+    assert "queued" in done.stdout
+
+
+def test_a_job_that_fails_ends_with_1_and_its_sentence(run: Run, working: Any) -> None:
+    working(finish(State.FAILED, "The search found nothing."))
+    done = run("dataset", "scrape", "wonders", "--class", "a", "--class", "b", "--wait")
+    assert done.exit_code == 1
+    assert "Error: The job failed: The search found nothing." in done.stderr
+
+
+def test_a_job_that_is_cancelled_ends_with_1(run: Run, working: Any) -> None:
+    working(lambda store, job: store.cancel(job.id) and None)
+    done = run("dataset", "scrape", "wonders", "--class", "a", "--class", "b", "--wait")
+    assert (done.exit_code, "The job was cancelled." in done.stderr) == (1, True)
+
+
+def test_a_web_that_is_briefly_away_is_waited_for(settings: Settings, backend: Backend, working: Any) -> None:
+    app = create_app(settings)
+    server = make_server("127.0.0.1", 0, app, threaded=True)
+    port, servers = server.port, [server]
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}).start()
+
+    def restart(store: JobStore, job: Job) -> None:
+        claim = claimed(store, job)
+        servers[0].shutdown()
+        servers[0].server_close()
+        time.sleep(1.2)
+        servers.append(make_server("127.0.0.1", port, app, threaded=True))
+        threading.Thread(target=servers[1].serve_forever, kwargs={"poll_interval": 0.02}).start()
+        store.finish(claim, State.DONE)
+
+    working(restart)
+    args = ["dataset", "scrape", "wonders", "--class", "a", "--class", "b", "--wait"]
+    done = CliRunner().invoke(cli, ["--url", f"http://127.0.0.1:{port}", *args])
+    servers[-1].shutdown()
+    servers[-1].server_close()
+    assert done.exit_code == 0, done.stderr
+    assert "Trying again for 30 seconds." in done.stderr
+
+
+def test_a_web_that_stays_away_ends_the_waiting(backend: Backend) -> None:
+    from cli.client import Client
+    from shared.errors import Unavailable
+
+    with pytest.raises(Unavailable, match="cannot be reached"):
+        follow.follow(Client("http://127.0.0.1:1"), new_id(), poll=0.01, patience=0.1)
+
+
+def test_ctrl_c_ends_with_130_and_says_how_to_follow_the_job_that_goes_on(url: str, backend: Backend) -> None:
+    args = ["--url", url, "dataset", "scrape", "wonders", "--class", "a", "--class", "b", "--wait"]
+    code = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from cli.main import cli; cli({args!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    assert process.stderr.readline() == "waiting for a worker\n"  # it follows
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=20)
+    job = backend.store.page(1)[0]
+    assert (process.returncode, job.state) == (130, State.QUEUED)
+    assert f"darkroom job show {job.id} --wait" in said
+    assert f"darkroom job cancel {job.id}" in said
+
+
+def test_on_a_terminal_progress_is_a_bar_and_epochs_stay(url: str, backend: Backend, tmp_path: Path, working: Any) -> None:
+    make_dataset(backend.storage, tmp_path / "d")
+    working(train)
+    ours, theirs = os.openpty()
+    code = f"from cli.main import cli; cli({['--url', url, 'train', 'animals', '--wait', '--json']!r})"
+    env = {**os.environ, "TERM": "xterm", "COLUMNS": "100"}
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=theirs)
+    os.close(theirs)
+    screen = _read_all(ours)
+    out, _ = process.communicate(timeout=20)
+    assert json.loads(out)["state"] == "done"
+    assert "━" in screen
+    assert "0.1250" in screen
+
+
+def _read_all(terminal: int) -> str:
+    pieces = []
+    while True:
+        try:
+            piece = os.read(terminal, 65536)
+        except OSError:  # the last process has closed it
+            break
+        if not piece:
+            break
+        pieces.append(piece)
+    os.close(terminal)
+    return b"".join(pieces).decode(errors="replace")
+
+
+# -- batches ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_folder_is_labelled_and_the_rows_are_saved(
+    run: Run, backend: Backend, tmp_path: Path, working: Any, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    make_model(backend.storage, tmp_path / "m")
+    working(classify_three(backend.storage))
+    out = tmp_path / f"results.{suffix}"
+    done = run("classify", "animals", pictures(tmp_path / "new", "1.png", "2.png", "3.png"), "--out", out)
+    assert done.exit_code == 0, done.stderr
+    assert "cat\t2\t100.0%" in done.stdout
+    assert "truncated\t1\t100.0%" in done.stdout
+    assert _labels(out) == ["cat", "cat", ""]
+    assert [p.name for p in tmp_path.iterdir() if p.name.endswith(".tmp")] == []
+
+
+def _labels(path: Path) -> list[str]:
+    if path.suffix == ".csv":
+        return [row["label"] for row in csv.DictReader(io.StringIO(path.read_text()))]
+    if path.suffix == ".jsonl":
+        return [json.loads(line)["label"] for line in path.read_text().splitlines()]
+    import pyarrow.parquet as pq
+
+    return list(pq.read_table(path)["label"].to_pylist())
+
+
+def test_with_json_a_batch_is_one_value_with_its_histograms(run: Run, backend: Backend, tmp_path: Path, working: Any) -> None:
+    make_model(backend.storage, tmp_path / "m")
+    working(classify_three(backend.storage))
+    done = run("classify", "animals", pictures(tmp_path / "new", "1.png"), "--wait", "--json")
+    assert json.loads(done.stdout)["histograms"]["labels"] == {"cat": 2}
+
+
+def test_single_pictures_keep_the_names_they_were_given_by(
+    run: Run, backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_model(backend.storage, tmp_path / "m")
+    monkeypatch.chdir(pictures(tmp_path / "here", "a/1.png", "b/1.png", "c/x/2.png"))
+    job = json.loads(run("classify", "animals", "a/1.png", "./b/1.png", "c", "--json").stdout)
+    with zipfile.ZipFile(backend.storage.open(f"uploads/{job['spec']['source']['id']}.zip")) as archive:
+        assert archive.namelist() == ["a/1.png", "b/1.png", "c/x/2.png"]
+
+
+def test_addresses_are_read_from_a_file_or_from_standard_input(run: Run, backend: Backend, tmp_path: Path) -> None:
+    make_model(backend.storage, tmp_path / "m")
+    (tmp_path / "urls.txt").write_text("http://example.org/1.png\n\nhttps://example.org/2.png\n")
+    from_file = json.loads(run("classify", "animals", "--urls", tmp_path / "urls.txt", "--json").stdout)
+    from_input = json.loads(run("classify", "animals", "--urls", "-", "--json", input="http://example.org/1.png\n").stdout)
+    assert from_file["spec"]["source"]["count"] == 2
+    assert from_input["spec"]["source"]["urls"] == ["http://example.org/1.png"]
+
+
+def test_an_address_that_is_none_is_wrong_usage(run: Run, backend: Backend, tmp_path: Path) -> None:
+    make_model(backend.storage, tmp_path / "m")
+    done = run("classify", "animals", "--urls", "-", input="file:///etc/passwd\n")
+    assert done.exit_code == 2
+    assert "not an http or https address" in done.stderr
+
+
+def test_results_can_be_saved_later_and_while_a_batch_runs(run: Run, backend: Backend, tmp_path: Path) -> None:
+    make_model(backend.storage, tmp_path / "m")
+    run("classify", "animals", tmp_path, "--on-server")
+    job = backend.store.page(1)[0]
+    classify_three(backend.storage)(backend.store, job)
+    assert run("batch", "results", job.id, tmp_path / "later.csv").exit_code == 0
+    assert _labels(tmp_path / "later.csv") == ["cat", "cat", ""]
+    assert "cat\t2\t100.0%" in run("batch", "show", job.id).stdout
+    assert job.id in run("batch", "list").stdout
+
+
+def test_results_that_cannot_be_had_leave_no_file(run: Run, tmp_path: Path) -> None:
+    done = run("batch", "results", new_id(), tmp_path / "out.csv")
+    assert (done.exit_code, list(tmp_path.glob("*out.csv*"))) == (1, [])
+
+
+# -- one picture, models, jobs, workers -------------------------------------------------------------------------------
+
+
+def test_one_picture_is_labelled_at_once(run: Run, backend: Backend, tmp_path: Path) -> None:
+    make_model(backend.storage, tmp_path / "m")
+    picture = pictures(tmp_path, "x.png") / "x.png"
+    stop = threading.Event()
+
+    def answer() -> None:
+        backend.store.announce("tester", {"name": "tester", "queues": ["predict"]})
+        while not stop.wait(0.02):
+            for key in backend.store.redis.scan_iter("darkroom:predict:*"):
+                question_id = key.decode().split(":")[2]
+                if key.count(b":") == 2 and backend.store.question(question_id):
+                    backend.store.answer(question_id, {"label": "dog", "probabilities": {"cat": 0.25, "dog": 0.75}})
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    while not backend.store.workers():
+        stop.wait(0.01)
+    table, value = run("predict", "animals", picture), run("predict", "animals", picture, "--json")
+    stop.set()
+    thread.join()
+    assert table.stdout == "label\tprobability\ndog\t75.0%\ncat\t25.0%\n"
+    assert json.loads(value.stdout)["label"] == "dog"
+
+
+def test_predicting_without_a_worker_says_how_to_start_one(run: Run, backend: Backend, tmp_path: Path) -> None:
+    make_model(backend.storage, tmp_path / "m")
+    done = run("predict", "animals", pictures(tmp_path, "x.png") / "x.png")
+    assert done.exit_code == 1
+    assert "darkroom worker --queues predict,classify" in done.stderr
+
+
+def test_models_are_listed_and_shown_with_markup_as_text(run: Run, backend: Backend, tmp_path: Path) -> None:
+    make_model(backend.storage, tmp_path / "m")
+    assert run("model", "list").stdout.splitlines()[1].startswith("animals\tv1\tresnet18\t2\t12.5%\tanimals v1\t")
+    assert "cat, [red]dog" in run("model", "show", "animals/v1").stdout
+    assert json.loads(run("model", "show", "animals/v1", "--json").stdout)["version"] == 1
+    assert run("model", "show", "animals/v9").exit_code == 1
+
+
+def test_jobs_are_listed_shown_cancelled_and_retried(run: Run, backend: Backend) -> None:
+    scrape = ["dataset", "scrape", "wonders", "--class", "a", "--class", "b"]
+    run(*scrape)
+    job_id = backend.store.page(1)[0].id
+    assert run("jobs", "--state", "queued").stdout.splitlines()[1].startswith(f"{job_id}\tqueued\tScrape wonders\t")
+    assert "The job is cancelled." in run("job", "cancel", job_id).stdout
+    assert "cancelled" in run("job", "show", job_id).stdout
+    assert run("job", "show", job_id, "--wait").exit_code == 1
+    again = json.loads(run("job", "retry", job_id, "--json").stdout)
+    assert (again["state"], again["id"] != job_id) == ("queued", True)
+    assert run("job", "cancel", job_id).stderr == "Error: The job has ended already: it is cancelled.\n"
+
+
+def test_workers_are_listed_with_what_waits(run: Run, backend: Backend) -> None:
+    assert "There is no worker." in run("workers").stderr
+    run("dataset", "scrape", "wonders", "--class", "a", "--class", "b")
+    backend.store.announce("tester", {"name": "tester", "queues": ["train"], "device": "CPU, 2 cores"})
+    shown = run("workers").stdout
+    assert "tester\ttrain\tCPU, 2 cores" in shown
+    assert "waiting in scrape  1" in shown
+
+
+def test_a_control_character_never_reaches_the_terminal(run: Run, backend: Backend) -> None:
+    backend.store.announce("x", {"name": "evil\x1b[2J\rname", "queues": []})
+    shown = run("workers").stdout
+    assert "\x1b" not in shown
+    assert "\r" not in shown

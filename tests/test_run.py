@@ -1,0 +1,225 @@
+"""One unit of work from claim to end, with a real Redis and real child processes, without Celery."""
+
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import until
+from PIL import Image
+
+from shared import results
+from shared.items import upload_key
+from shared.jobs import JobStore, State, connect
+from shared.specs import parse
+from shared.storage import Storage
+from worker.run import Worker, run_unit
+
+
+@pytest.fixture
+def worker(with_model):
+    sent = []
+    store = JobStore(connect(with_model.redis_url), with_model.lease_seconds)
+    worker = Worker(with_model, "w1", store, Storage(with_model.storage, with_model.cache), lambda *unit: sent.append(unit))
+    worker.sent = sent
+    yield worker
+    worker.drop_warm()
+
+
+def order(worker, kind, spec, unit="main"):
+    return worker.store.create(kind, parse(kind, spec).model_dump(mode="json"), unit)
+
+
+def batch(worker, folder, **more):
+    spec = {"model": "digits/v1", "source": {"kind": "folder", "path": str(folder)}, "shard_size": 8, **more}
+    return order(worker, "classify", spec, "plan")
+
+
+def work_off(worker, job, limit=200):
+    """Do what was sent until nothing more is, as a worker with a queue would."""
+    run_unit(worker, job, worker.store.waiting()[0][1] if worker.store.waiting() else "main")
+    while worker.sent and limit:
+        _, job_id, unit = worker.sent.pop(0)
+        run_unit(worker, job_id, unit)
+        limit -= 1
+
+
+def rows_of(worker, job):
+    with worker.storage.open(f"batches/{job}/results.parquet") as f:
+        return pq.read_table(f).to_pylist()
+
+
+def test_a_batch_has_one_row_an_item_in_order(worker, digits):
+    job = batch(worker, digits)
+    work_off(worker, job)
+    state = worker.store.get(job)
+    assert (state.state, state.counts["items"], state.counts["done"], state.counts["errors"]) == (State.DONE, 120, 120, 0)
+    rows = rows_of(worker, job)
+    assert [r["item_id"] for r in rows] == list(range(120))
+    assert [r["uri"] for r in rows] == sorted(p.relative_to(digits).as_posix() for p in digits.rglob("*.png"))
+    assert all(abs(sum(r["top_probabilities"]) - 1) < 0.5 and r["label"].startswith("digit") for r in rows)
+    assert sum(worker.store.histogram(job, "labels").values()) == 120
+    right = sum(r["label"] == r["uri"].split("/")[0] for r in rows)
+    assert right > 60  # three epochs on few images; by chance it would be 30
+
+
+def test_bad_images_are_rows_with_a_code_and_a_sentence(worker, digits, tmp_path):
+    folder = tmp_path / "mixed"
+    folder.mkdir()
+    good = next(digits.rglob("*.png")).read_bytes()
+    (folder / "0 good.png").write_bytes(good)
+    (folder / "1 empty.jpg").write_bytes(b"")
+    (folder / "2 text.jpg").write_text("I am no picture")
+    (folder / "3 half.png").write_bytes(good[: len(good) // 2])
+    (folder / "4 <b>&=cmd.png").write_bytes(good)
+    Image.new("CMYK", (50, 50)).save(folder / "5 cmyk.jpg")
+    Image.new("I;16", (50, 50), 999).save(folder / "6 deep.png")
+    Image.new("P", (1, 1)).save(folder / "7 dot.gif")
+    job = batch(worker, folder)
+    work_off(worker, job)
+    rows = rows_of(worker, job)
+    assert [r["error_code"] for r in rows] == ["", "empty", "unsupported", "truncated", "", "", "", ""]
+    assert all(r["error"].endswith(".") for r in rows if r["error_code"])
+    assert worker.store.get(job).result["errors"] == 3
+
+
+def test_an_upload_is_classified_without_being_unpacked(worker, digits, tmp_path):
+    import shutil
+
+    archive = shutil.make_archive(str(tmp_path / "up"), "zip", digits / "digit 0")
+    worker.storage.write(upload_key("0123456789"), Path(archive).read_bytes())
+    job = batch(worker, "/", source={"kind": "upload", "id": "0123456789"})
+    work_off(worker, job)
+    assert len(rows_of(worker, job)) == 30
+
+
+def test_a_batch_without_pictures_fails_with_a_sentence(worker, tmp_path):
+    (tmp_path / "nothing").mkdir()
+    job = batch(worker, tmp_path / "nothing")
+    work_off(worker, job)
+    assert (worker.store.get(job).state, worker.store.get(job).error) == (
+        State.FAILED,
+        "There are no pictures in what was given; nothing was classified.",
+    )
+    assert worker.storage.read_json(f"jobs/{job}.json")["state"] == "failed"
+
+
+def test_a_shard_that_was_written_but_not_counted_is_counted_and_not_computed_again(worker, digits):
+    job = batch(worker, digits / "digit 0")
+    run_unit(worker, job, "plan")
+    unit = worker.sent[0][2]
+    run_unit(worker, job, unit)
+    written = worker.storage.read(results.shard_key(job, unit))
+    # the worker died between writing and counting: the ledger knows nothing of it
+    worker.store.redis.hset(f"darkroom:unit:{job}:{unit}", mapping={"state": "waiting"})
+    worker.store.redis.hincrby(f"darkroom:job:{job}", "units_done", -1)
+    worker.store.redis.hincrby(f"darkroom:job:{job}", "done", -8)
+    work_off(worker, job)
+    assert worker.storage.read(results.shard_key(job, unit)) == written
+    assert worker.store.get(job).result["items"] == 30
+
+
+def test_every_message_may_come_three_times(worker, digits):
+    job = batch(worker, digits / "digit 1")
+    run_unit(worker, job, "plan")
+    while worker.sent:
+        unit = worker.sent.pop(0)[2]
+        for _ in range(3):
+            run_unit(worker, job, unit)
+    state = worker.store.get(job)
+    assert (state.state, state.counts["done"], state.counts["items"]) == (State.DONE, 30, 30)
+    assert len(rows_of(worker, job)) == 30
+
+
+def die_on(worker, job, unit):
+    """Play a worker that dies on a unit, as often as it is tried."""
+    hasty = JobStore(worker.store.redis, 0.01)
+    for n in range(worker.settings.max_attempts):
+        assert hasty.claim(job, unit, f"victim {n}")
+        time.sleep(0.02)
+
+
+def test_an_item_on_which_workers_die_becomes_a_row_and_the_rest_is_labelled(worker, digits):
+    job = batch(worker, digits / "digit 2")
+    run_unit(worker, job, "plan")
+    poison = 11
+    done = 0
+    while worker.sent:
+        unit = worker.sent.pop(0)[2]
+        if unit != "finish" and results.shard_range(unit)[0] <= poison < results.shard_range(unit)[1]:
+            die_on(worker, job, unit)
+            done += 1
+        run_unit(worker, job, unit)
+    rows = rows_of(worker, job)
+    assert done == 4  # 8 items, 4, 2, 1
+    assert [r["item_id"] for r in rows] == list(range(30))
+    assert [r["item_id"] for r in rows if r["error_code"]] == [poison]
+    assert rows[poison]["error_code"] == "worker_died"
+
+
+def kill_child_when(worker, ready):
+    """Kill the first child process that works, as the kernel does when memory runs out."""
+
+    def watch():
+        until(ready, 60)
+        worker.current[0][0]._process.send_signal(signal.SIGKILL)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+LONG = {"dataset": "digits", "version": 1, "model": "slow", "pretrained": False, "image_size": 32, "epochs": 200, "batch_size": 16}
+
+
+def test_a_training_whose_process_is_killed_failed_and_says_so(worker):
+    job = order(worker, "train", LONG)
+    thread = kill_child_when(worker, lambda: worker.current and worker.store.rows(job, "epochs"))
+    run_unit(worker, job, "main")
+    thread.join()
+    state = worker.store.get(job)
+    assert state.state == State.FAILED
+    assert "training process was killed (signal 9)" in state.error
+    assert worker.storage.list("models") == ["digits"]
+
+
+def test_a_cancelled_training_stops_and_leaves_no_model(worker):
+    job = order(worker, "train", LONG)
+    thread = threading.Thread(target=run_unit, args=(worker, job, "main"))
+    thread.start()
+    until(lambda: worker.store.rows(job, "epochs"))
+    worker.store.cancel(job)
+    thread.join(30)
+    assert worker.store.get(job).state == State.CANCELLED
+    assert worker.storage.list("models") == ["digits"]
+    assert [name for name in worker.storage.list("models/digits") if name != "v0001"] == []
+
+
+def test_a_worker_that_lost_its_lease_commits_nothing(worker):
+    job = order(worker, "train", LONG)
+    thread = threading.Thread(target=run_unit, args=(worker, job, "main"))
+    thread.start()
+    until(lambda: worker.store.rows(job, "epochs"))
+    worker.store.redis.hset(f"darkroom:unit:{job}:main", "until", 0)
+    assert worker.store.claim(job, "main", "w2")
+    thread.join(30)
+    assert not thread.is_alive()
+    assert worker.store.get(job).state == State.RUNNING  # w2 has it
+
+
+def test_work_on_which_workers_died_three_times_failed(worker, digits):
+    job = order(worker, "import", {"dataset": "again", "source": {"kind": "folder", "path": str(digits)}})
+    die_on(worker, job, "main")
+    run_unit(worker, job, "main")
+    assert (worker.store.get(job).state, worker.store.get(job).error) == (
+        State.FAILED,
+        "The worker stopped answering, 3 times; the work was given up.",
+    )
+
+
+def test_a_dataset_is_made_in_a_child_process(worker, digits):
+    job = order(worker, "import", {"dataset": "again", "source": {"kind": "folder", "path": str(digits)}})
+    run_unit(worker, job, "main")
+    assert worker.store.get(job).result == {"dataset": "again", "version": 1, "images": 120, "dropped": 0}
