@@ -47,6 +47,8 @@ def tell(client: Client, job: dict[str, Any], wait: bool, as_json: bool) -> None
         show.as_json(job)
     else:
         show.job(job)
+        if job["state"] not in ENDED:
+            notice(f"Follow it with `darkroom job show {job['id']} --wait`.")
     raise_unless_well(job)
 
 

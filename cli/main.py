@@ -103,9 +103,9 @@ def worker(queues: str, name: str | None, **overrides: Any) -> None:
 @click.pass_context
 def demo(ctx: click.Context, once: bool, as_json: bool, **overrides: Any) -> None:
     """See the whole of Darkroom at work on a small dataset."""
-    from cli import start
+    from cli.demo import demo as show_all
 
-    ctx.exit(start.demo(load(**overrides), once, as_json))
+    ctx.exit(show_all(load(**overrides), once, as_json))
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ Keys, all under `darkroom:` (times are milliseconds of Redis's own clock):
 
 import base64
 import json
+import re
 import secrets
 import time
 from collections.abc import Iterator
@@ -44,6 +45,7 @@ from shared.errors import NotFound, Unavailable
 from shared.storage import Storage
 
 PREFIX = "darkroom:"
+ID = re.compile(r"[0-9a-v]{20}")
 WINDOW = 16  # units of one job in the queue or leased at once, so that a small job never waits behind a giant
 
 
@@ -168,6 +170,8 @@ class JobStore:
 
     def get(self, job_id: str) -> Job:
         """Raises NotFound."""
+        if not ID.fullmatch(job_id):
+            raise NotFound(f"There is no job {job_id[:40]!r}.")
         with reachable():
             raw = self.redis.hgetall(f"{PREFIX}job:{job_id}")
         if not raw:
@@ -175,10 +179,13 @@ class JobStore:
         return _job(job_id, raw)
 
     def page(self, limit: int = 50, before: str | None = None, kind: str | None = None, states: tuple[State, ...] = ()) -> list[Job]:
-        """The newest jobs first, those created before job `before`; `kind` and `states` filter."""
+        """The newest jobs first, those created before job `before`; `kind` and `states` filter. Raises NotFound."""
         found: list[Job] = []
         with reachable():
-            start = 0 if before is None else (self.redis.zrevrank(f"{PREFIX}jobs", before) or 0) + 1
+            place = -1 if before is None else self.redis.zrevrank(f"{PREFIX}jobs", before)
+            if place is None:
+                raise NotFound(f"There is no job {before!r}.")
+            start = place + 1
             while len(found) < limit:
                 ids = [i.decode() for i in self.redis.zrevrange(f"{PREFIX}jobs", start, start + 199)]
                 pipe = self.redis.pipeline(transaction=False)

@@ -96,9 +96,9 @@ class ImageServer:
         return [request.path for request in self.seen]
 
     @web.middleware
-    async def _noting(self, request: web.Request, answer: Any) -> web.StreamResponse:
+    async def _noting(self, request: web.Request, handler: Any) -> web.StreamResponse:
         self.seen.append(request)
-        return await answer(request)
+        return await handler(request)
 
     # -- the two searches ---------------------------------------------------------------------------------------------
 

@@ -305,8 +305,10 @@ def test_without_wait_the_job_is_ordered_and_told(run: Run, backend: Backend, tm
     make_dataset(backend.storage, tmp_path / "d")
     done = run("train", "animals")
     assert done.exit_code == 0
-    assert backend.store.page(1)[0].id in done.stdout
+    job_id = backend.store.page(1)[0].id
+    assert job_id in done.stdout
     assert "queued" in done.stdout
+    assert done.stderr == f"Follow it with `darkroom job show {job_id} --wait`.\n"
 
 
 def test_a_job_that_fails_ends_with_1_and_its_sentence(run: Run, working: Any) -> None:

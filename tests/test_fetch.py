@@ -50,7 +50,9 @@ def test_one_bad_address_leaves_the_others_alone(server):
     assert answers[2] == picture("c.jpg")
 
 
-@pytest.mark.parametrize(("fault", "expected"), [("forbidden", "forbidden"), ("gone", "not_found"), ("error", "http_error"), ("noai", "opted_out")])
+@pytest.mark.parametrize(
+    ("fault", "expected"), [("forbidden", "forbidden"), ("gone", "not_found"), ("error", "http_error"), ("noai", "opted_out")]
+)
 def test_an_answer_that_is_no_picture_has_a_stable_code(server, fault, expected):
     assert code(f"{server.url}/bad/{fault}/x.jpg") == expected
 
@@ -133,7 +135,9 @@ def test_a_network_that_is_none_is_told():
         fetch_all(["http://example.org/"], made(fetch_allow=["everything"]))
 
 
-@pytest.mark.parametrize("url", ["", "x.jpg", "http://", "http:///x", "javascript:alert(1)", "http://[::1/x", "http://host:99999/", "data:image/png;base64,aa"])
+@pytest.mark.parametrize(
+    "url", ["", "x.jpg", "http://", "http:///x", "javascript:alert(1)", "http://[::1/x", "http://host:99999/", "data:image/png;base64,aa"]
+)
 def test_what_is_no_web_address_is_refused(url):
     assert code(url) == "blocked_address"
 

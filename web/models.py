@@ -86,7 +86,7 @@ def _ask(name: str, version: int) -> dict[str, Any]:
     file = request.files.get("image")
     if file is None or not file.filename:
         raise Invalid("Choose an image first.", field="image")
-    image = read_bounded(file.stream, b.settings.max_image_bytes)  # type: ignore[arg-type]
+    image = read_bounded(file.stream, b.settings.max_image_bytes)
     seen = "data:image/webp;base64," + base64.b64encode(thumbnail(image, 224)).decode()
     if not any("predict" in worker.get("queues", ()) for worker in b.store.workers()):
         raise Unavailable(NOBODY_PREDICTS)
@@ -157,9 +157,9 @@ def _guess(storage: Storage, data: dict[str, Any], steps: int) -> float | None:
     """Seconds a training will take, from the newest one with the same network and image size; None if there is none."""
     for name in models.names(storage):
         for made in models.all_versions(storage, name):
-            before = (made.get("train_images", 0) + made.get("valid_images", 0)) * len(made.get("epochs") or ())
+            before = int(made["train_images"] + made["valid_images"]) * len(made["epochs"])
             if made["arch"] == data.get("arch") and str(made["image_size"]) == str(data.get("image_size")) and before:
-                return float(made["train_seconds"]) * steps / before
+                return float(made["train_seconds"] * steps / before)
     return None
 
 

@@ -86,7 +86,8 @@ def fragment(template: str, **context: Any) -> Response:
     response = make_response(render_template(template, **context))
     response.headers["Cache-Control"] = "no-cache"
     response.add_etag()
-    return response.make_conditional(request)
+    response.make_conditional(request)
+    return response
 
 
 # -- errors -----------------------------------------------------------------------------------------------------------
