@@ -15,7 +15,7 @@ Keys, all under `darkroom:` (times are milliseconds of Redis's own clock):
 | `job:<id>:latest`         | list   | the newest rows of a batch as JSON, at most 48                                     | for ever     |
 | `job:<id>:unsent`         | list   | units not yet in the queue                                                         | to job's end |
 | `unit:<id>:<unit>`        | hash   | state (unsent, waiting, leased, done), token, attempts, until, worker, sends       | a week after |
-| `jobs`                    | zset   | every job id by creation                                                           | for ever     |
+| `jobs`                    | zset   | every job id, all with score 0 and so in the order of the ids, that is of time     | for ever     |
 | `state:<state>`           | set    | ids of the jobs in that state                                                      | for ever     |
 | `leases`                  | zset   | `<id> <unit>` by end of lease                                                      | of the lease |
 | `sent`                    | zset   | `<id> <unit>` in the queue but not claimed, by when it was sent                    | to the claim |

@@ -83,7 +83,7 @@ function ops.create(id, idem, kind, spec, unit)
   if redis.call('EXISTS', job_key(id)) == 1 then return id end
   local t = now()
   redis.call('HSET', job_key(id), 'kind', kind, 'state', 'queued', 'spec', spec, 'created', t, 'leased', 0, 'moving', 1, 'units', 1, 'units_done', 0)
-  redis.call('ZADD', P .. 'jobs', t, id)
+  redis.call('ZADD', P .. 'jobs', 0, id)  -- equal scores: in the order of the ids, which is that of time
   redis.call('SADD', P .. 'state:queued', id)
   redis.call('HSET', unit_key(id, unit), 'state', 'waiting')
   mark_sent(id, unit, t)
