@@ -62,12 +62,11 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage folder with the dataset `digits` and a model `digits` trained on it by the real pipeline."""
-    from worker.training import train
-
     from shared.specs import parse
     from shared.storage import Storage
     from worker.importing import import_dataset
     from worker.progress import Progress
+    from worker.training import train
 
     home = tmp_path_factory.mktemp("trained")
     settings = Settings(storage=str(home / "store"), cache=home / "cache")

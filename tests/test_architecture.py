@@ -71,3 +71,23 @@ def test_no_file_names_a_package_registry():
         if path == Path(__file__) or path.suffix in {".png", ".webp", ".ico"} or not path.is_file():
             continue
         assert not pattern.search(path.read_text(errors="ignore")), name
+
+
+def test_every_route_of_the_api_is_in_its_page_and_the_other_way_round(tmp_path):
+    from web import create_app
+
+    app = create_app(Settings(storage=str(tmp_path)))
+    routes = set()
+    for rule in app.url_map.iter_rules():
+        path = re.sub(r"<(?:\w+(?:\([^)]*\))?:)?(\w+)>", r"<\1>", rule.rule)
+        if path.startswith("/api/v1/") and rule.endpoint != "api.unknown":
+            routes |= {f"{method} {path.removeprefix('/api/v1')}" for method in rule.methods - {"HEAD", "OPTIONS"}}
+    documented = set(re.findall(r"^\| `((?:GET|POST) [^`]+)` \|", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE))
+    assert documented == routes
+
+
+def test_every_column_of_the_results_is_in_the_api_page():
+    from shared.results import CSV_COLUMNS
+
+    page = (ROOT / "docs" / "api.md").read_text()
+    assert all(f"`{column}`" in page for column in CSV_COLUMNS)

@@ -270,7 +270,7 @@ def test_a_training_goes_on_while_redis_is_away(with_model, start_worker, own_re
     own_redis.start()
     until(lambda: ended(backend, job), 90, explain(backend, job))
     assert backend.store.get(job).state == State.DONE
-    assert [row["epoch"] for row in backend.store.rows(job, "epochs")] == list(range(12))
+    assert [row["epoch"] for row in backend.store.rows(job, "epochs")] == list(range(1, 13))
     assert attempts(backend, job) == 1
 
 

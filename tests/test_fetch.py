@@ -148,8 +148,8 @@ def test_a_host_that_is_not_there_is_unreachable(url):
 
 
 def test_no_cookie_and_no_credentials_are_sent_and_the_operator_is_named(server):
-    settings = made(operator_contact="https://example.org; me@example.org")
-    answer = one(f"http://user:secret@127.0.0.1:{server.port}/to?/echo", settings)
+    settings = made(operator_contact="https://example.org; me@example.org", fetch_allow=["127.0.0.0/8", "::1/128"])
+    answer = one(f"http://user:secret@localhost:{server.port}/to?/echo", settings)
     assert isinstance(answer, bytes)
     headers = json.loads(answer)
     assert "Cookie" not in headers

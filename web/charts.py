@@ -121,17 +121,21 @@ def error_by_epoch(rows: Sequence[dict[str, Any]]) -> Markup:
     every = math.ceil(len(points) / 12)
     dots = []
     for (x, v), row in zip(points, rows, strict=True):
-        tip = element("title", f"epoch {int(x)}: {v:.1%}")
+        tip = element("title", f"epoch {int(x)}: {_percent(v)}")
         dots.append(element("circle", tip, cx=axes.x(x), cy=axes.y(v), r=3.5, class_="dot hollow" if row.get("frozen") else "dot"))
     shown = [x for x, _ in points if (int(x) - 1) % every == 0]
     return _drawing(
-        f"Error rate by epoch, {points[-1][1]:.1%} at the end",
+        f"Error rate by epoch, {_percent(points[-1][1])} at the end",
         *axes.left(100, " %"),
         *axes.below(shown, [f"{x:.0f}" for x in shown]),
         axes.line(points, "line"),
         *dots,
         element("text", f"{points[-1][1]:.1%}", x=axes.x(points[-1][0]), y=axes.y(points[-1][1]) - 9, class_="value middle"),
     )
+
+
+def _percent(share: float) -> str:
+    return f"{share * 100:.1f}\N{NO-BREAK SPACE}%"
 
 
 def confidence(bins: Sequence[int], review_below: float) -> Markup:

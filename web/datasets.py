@@ -1,6 +1,5 @@
 """Pages of datasets: cards, making one in three ways, and a version as contact sheets."""
 
-from functools import lru_cache
 from typing import Any
 
 from flask import Blueprint, redirect, render_template, request, url_for
@@ -8,16 +7,16 @@ from werkzeug.wrappers import Response as Redirect
 
 from shared import datasets
 from shared.errors import DarkroomError, Invalid, NotFound
-from shared.storage import Storage, versions
+from shared.storage import versions
 from web import charts, orders
 from web.backend import backend
+from web.covers import cover, first_rows
 from web.forms import SpecForm, class_lines
 from web.uploads import keep_files
 
 blueprint = Blueprint("datasets", __name__)
 WAYS = {"scrape": "Class names", "zip": "A zip", "folder": "A folder on the server"}
 PAGE = 96  # thumbnails a page of one class
-FIRST = 12  # thumbnails of each class on a version's page
 CLASSES = 24  # classes a page
 
 
@@ -119,20 +118,3 @@ def image(name: str, version: int, sha256: str) -> str:
 def _page() -> int:
     text = request.args.get("page", "1")
     return max(1, int(text)) if text.isascii() and text.isdigit() and len(text) < 7 else 1
-
-
-@lru_cache(maxsize=64)  # versions never change
-def first_rows(storage: Storage, name: str, version: int) -> dict[str, list[dict[str, Any]]]:
-    """The first kept rows of each class of a version."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in datasets.rows(storage, name, version):
-        sheet = found.setdefault(row["label"], [])
-        if len(sheet) < FIRST:
-            sheet.append(row)
-    return found
-
-
-def cover(storage: Storage, name: str, version: int, most: int = 5) -> list[dict[str, Any]]:
-    """A few rows of a version for its card: of different classes first."""
-    sheets = list(first_rows(storage, name, version).values())
-    return [sheet[i] for i in range(FIRST) for sheet in sheets if i < len(sheet)][:most]

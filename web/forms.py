@@ -65,7 +65,7 @@ class SpecForm:
         return Field(
             name=name,
             title=info.title or name,
-            help=_sentence(info.description or ""),
+            help=_sentence((info.description or "").removesuffix(": " + ", ".join(_options(name, info)))),
             kind=_kind(name, info),
             value="" if self.values[name] is None else self.values[name],
             error=self.errors.get(name, ""),

@@ -20,12 +20,13 @@ from shared.jobs import Job, State
 from shared.specs import parse_model_ref
 from web.backend import backend
 from web.charts import bar
+from web.covers import cover
 from web.orders import describe
 from web.problems import problem
 
 blueprint = Blueprint("pages", __name__)
 ACTIVE = (State.RUNNING, State.QUEUED)
-NEWEST = 6
+NEWEST = 3  # datasets, models and batches on the overview
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,10 @@ class Pulse:
 def home() -> str:
     """The overview: what runs, what waits, and what is newest."""
     storage = backend().storage
-    return render_template("pages/home.html", **_now(), datasets=_newest_datasets(storage), models=_newest_models(storage))
+    found = [datasets.info(storage, name) for name in datasets.names(storage)]
+    newest = sorted(found, key=lambda info: -info["created"])[:NEWEST]
+    cards = [{"info": info, "cover": cover(storage, info["dataset"], info["version"])} for info in newest]
+    return render_template("pages/home.html", **_now(), cards=cards, models=_newest_models(storage))
 
 
 @blueprint.get("/now")
@@ -62,18 +66,12 @@ def _now() -> dict[str, Any]:
     try:
         active = backend().store.page(limit=20, states=ACTIVE)
         batches = backend().store.page(limit=NEWEST, kind="classify")
-        recent = backend().store.page(limit=5, states=tuple(s for s in State if s.terminal))
         idle = bool(active) and not backend().store.workers()
     except DarkroomError as error:
         g.redis_error = str(error)
-        return {"active": None, "batches": [], "recent": [], "idle": False, "every": 10}
+        return {"active": None, "batches": [], "idle": False, "every": 10}
     active.sort(key=lambda job: (job.state != State.RUNNING, job.created))
-    return {"active": active, "batches": batches, "recent": recent, "idle": idle, "every": 1 if active else 10}
-
-
-def _newest_datasets(storage: Any) -> list[dict[str, Any]]:
-    found = [datasets.info(storage, name) for name in datasets.names(storage)]
-    return sorted(found, key=lambda info: -info["created"])[:NEWEST]
+    return {"active": active, "batches": batches, "idle": idle, "every": 1 if active else 10}
 
 
 def _newest_models(storage: Any) -> list[dict[str, Any]]:

@@ -4,10 +4,12 @@ from typing import Any
 
 from flask import Blueprint, Response, render_template
 
+from shared.errors import NotFound
 from shared.jobs import hide_password, reachable
 from shared.queue import QUEUES
 from web.backend import backend
-from web.pages import fragment
+from web.orders import describe
+from web.pages import fragment, page_of
 
 blueprint = Blueprint("workers", __name__)
 SERVES = {
@@ -35,9 +37,18 @@ def index_live() -> Response:
 
 def _view() -> dict[str, Any]:
     store = backend().store
-    workers = store.workers()
+    workers = [{**worker, "doing": [_doing(*unit) for unit in worker["busy"]]} for worker in store.workers()]
     with reachable():
         waiting = {name: int(store.redis.llen(name)) for name in QUEUES}
     served = {name: sum(name in worker.get("queues", ()) for worker in workers) for name in QUEUES}
     queues = [{"name": name, "serves": SERVES[name], "waiting": waiting[name], "workers": served[name]} for name in QUEUES]
     return {"workers": workers, "queues": queues, "every": 2 if any(w["busy"] for w in workers) else 10}
+
+
+def _doing(job_id: str, unit: str) -> dict[str, str]:
+    """A unit of work as a link to its job."""
+    try:
+        job = backend().store.get(job_id)
+    except NotFound:  # an expired lease of a ledger that was cleared
+        return {"title": unit, "url": "", "unit": ""}
+    return {"title": describe(job), "url": page_of(job), "unit": "" if unit == "main" else unit}

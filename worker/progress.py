@@ -32,4 +32,4 @@ class Progress:
     def check(self) -> None:
         """Raises Cancelled when the unit should stop; call it between two mini-batches."""
         if self._stop.is_set():
-            raise Cancelled
+            raise Cancelled("The job was cancelled.")  # fastai reads the first argument of what passes through its callbacks

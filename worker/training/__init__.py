@@ -1,0 +1,114 @@
+"""Training: a dataset version and a TrainSpec in, a model version out.
+
+`pictures.py` makes local files of the images, `recipe.py` builds fastai's learner, `weights.py` finds the ImageNet
+weights, `live.py` tells how far it is, `report.py` looks at what came out. Nothing is published before all of it exists.
+"""
+
+import importlib.metadata
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from fastai.learner import Learner
+from safetensors.torch import save_file
+
+from shared import datasets
+from shared.errors import DarkroomError
+from shared.settings import Settings
+from shared.specs import TrainSpec
+from shared.storage import Storage
+from worker.progress import Progress
+from worker.training.live import Live
+from worker.training.pictures import Sample, samples_of
+from worker.training.recipe import build_learner, effective_batch_size, fit, normalisation
+from worker.training.report import evaluate
+from worker.training.weights import weights_file
+
+LIBRARIES = ("torch", "torchvision", "fastai")
+
+
+def train(spec: TrainSpec, job: str, storage: Storage, settings: Settings, progress: Progress) -> dict[str, Any]:
+    """Train a model and publish it as the next version; returns {model, version, error_rate, train_seconds}.
+
+    Raises Cancelled, and DarkroomError for a dataset that cannot be learned from, missing weights, too little memory, or a
+    loss that is no number. In each of these cases nothing is published and no file stays.
+    """
+    progress.update(phase="preparing")
+    dataset = datasets.info(storage, spec.dataset, spec.version)
+    samples = samples_of(spec, dataset["version"], storage, settings, progress)
+    with _told_when_memory_runs_out(spec):
+        learner = build_learner(spec, samples)
+        live = Live(progress, spec, learner.dls)
+        started = time.monotonic()
+        fit(learner, spec, live)
+        seconds = round(time.monotonic() - started, 1)
+        progress.update(phase="evaluating")
+        report = {**evaluate(learner, [s for s in samples if s.valid], progress), **live.history()}
+    progress.update(phase="saving")
+    info = _info(spec, job, dataset, samples, report) | {"train_seconds": seconds, "device": live.device}
+    version = _publish(learner, report, info, storage, settings)
+    return {"model": info["model"], "version": version, "error_rate": report["error_rate"], "train_seconds": seconds}
+
+
+@contextmanager
+def _told_when_memory_runs_out(spec: TrainSpec) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # torch has a class for CUDA alone
+        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+            raise
+        raise DarkroomError(
+            f"The device has not enough memory for batches of {spec.batch_size} images of {spec.image_size} pixels. "
+            "Choose a smaller batch size or a smaller image size."
+        ) from None
+
+
+def _info(spec: TrainSpec, job: str, dataset: dict[str, Any], samples: list[Sample], report: dict[str, Any]) -> dict[str, Any]:
+    """What info.json says; its keys are those of `shared.models.info`, and what is needed to see as training validated."""
+    mean, std = normalisation(spec) or (None, None)
+    training = [s for s in samples if not s.valid]
+    batch_size = effective_batch_size(spec, training)
+    return {
+        "model": spec.model or spec.dataset,
+        "created": time.time(),
+        "job": job,
+        "arch": spec.arch,
+        "weights": weights_file(spec.arch).name if spec.pretrained else None,
+        "classes": report["classes"],
+        "image_size": spec.image_size,
+        "mean": mean,
+        "std": std,
+        "batch_size": batch_size,
+        "remarks": _remarks(spec, batch_size),
+        "spec": spec.model_dump(),
+        "dataset": {"name": spec.dataset, "version": dataset["version"], "hash": dataset["hash"], "images": len(samples)},
+        "parent": spec.parent,
+        "error_rate": report["error_rate"],
+        "train_images": len(training),
+        "valid_images": len(samples) - len(training),
+        "epochs": report["epochs"],
+        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+    }
+
+
+def _remarks(spec: TrainSpec, batch_size: int) -> list[str]:
+    if batch_size == spec.batch_size:
+        return []
+    return [f"There are only {batch_size} images to train on, so the batch size was {batch_size} instead of {spec.batch_size}."]
+
+
+def _publish(learner: Learner, report: dict[str, Any], info: dict[str, Any], storage: Storage, settings: Settings) -> int:
+    cache = settings.cache.expanduser()
+    cache.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="training-", dir=cache) as name:
+        folder = Path(name)
+        learner.export(folder / "export.pkl")
+        # contiguous, for safetensors writes no views
+        save_file({key: value.detach().cpu().contiguous() for key, value in learner.model.state_dict().items()}, folder / "model.safetensors")
+        (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False), encoding="utf-8")
+        return storage.publish_version(f"models/{info['model']}", folder, info)

@@ -1,0 +1,117 @@
+"""Tells how far a training is, and stops it when its job is cancelled or its loss is no number any more."""
+
+import math
+import time
+from typing import Any
+
+import torch
+from fastai.callback.core import Callback
+from fastai.data.core import DataLoaders
+
+from shared.errors import DarkroomError
+from shared.specs import TrainSpec
+from worker.progress import Progress
+
+EVERY = 0.25  # seconds between two updates
+POINTS_PER_EPOCH = 300
+POINTS = 3000  # of a whole run: all of them lie in memory that others need too
+# of a batch, relative to a forward pass: a backward pass is twice that; a frozen body has half of it
+FORWARD, FROZEN, WHOLE = 1, 2, 3
+
+
+class Watch(Callback):
+    """Raises Cancelled between two batches, training or validating."""
+
+    order = 70  # after fastai's Recorder (50) and ParamScheduler (60)
+
+    def __init__(self, told: Progress) -> None:
+        self.told = told  # fastai's own bar is called `progress`
+
+    def after_batch(self) -> None:
+        """Stop when the job was cancelled."""
+        self.told.check()
+
+
+class Live(Watch):
+    """Publishes batches, losses and epochs of a run; one for the frozen and the unfrozen phase together.
+
+    `points`: [batch, smoothed training loss], thinned; `rows`: one a finished epoch.
+    """
+
+    def __init__(self, told: Progress, spec: TrainSpec, dls: DataLoaders) -> None:
+        super().__init__(told)
+        self.frozen_epochs = spec.frozen_epochs if spec.pretrained else 0
+        self.epochs = self.frozen_epochs + spec.epochs
+        self.batches = len(dls.train)
+        self.total = self.epochs * self.batches
+        self.step = max(math.ceil(self.batches / POINTS_PER_EPOCH), math.ceil(self.total / POINTS))
+        self.work_total = self.batches * (self.frozen_epochs * FROZEN + spec.epochs * WHOLE) + self.epochs * len(dls.valid) * FORWARD
+        self.device = device_name(dls.device)
+        self.points: list[list[float]] = []
+        self.rows: list[dict[str, Any]] = []
+        self.done = self.work = 0
+        self.started = self.epoch_started = self.told_at = 0.0
+
+    def before_epoch(self) -> None:
+        """Start the clocks."""
+        self.epoch_started = time.monotonic()
+        self.started = self.started or self.epoch_started
+        if not self.rows:
+            self.told.update(phase="training", device=self.device, done=0, total=self.total, epochs=self.epochs, batches=self.batches)
+
+    def after_batch(self) -> None:
+        """Count the batch and publish its loss. Raises Cancelled, and DarkroomError when the loss is no number."""
+        super().after_batch()
+        self.work += (FROZEN if self.frozen else WHOLE) if self.training else FORWARD
+        if not self.training:
+            self._tell()
+            return
+        self.done += 1
+        loss = float(self.smooth_loss)
+        self._check(loss)
+        if (self.done - 1) % self.step == 0:
+            self.points.append([self.done, round(loss, 5)])
+            self.told.row("loss", self.points[-1])
+        self._tell(batch=self.iter + 1, done=self.done, loss=round(loss, 5), lr=float(self.opt.hypers[-1]["lr"]))
+
+    def after_epoch(self) -> None:
+        """Publish the row of the epoch. Raises DarkroomError when its loss is no number."""
+        train_loss, valid_loss, error_rate = (round(float(value), 5) for value in self.recorder.values[-1])
+        self._check(valid_loss)
+        row = {"epoch": self.number, "frozen": self.frozen, "train_loss": train_loss, "valid_loss": valid_loss, "error_rate": error_rate}
+        self.rows.append({**row, "seconds": round(time.monotonic() - self.epoch_started, 2)})
+        self.told.row("epochs", self.rows[-1])
+
+    @property
+    def number(self) -> int:
+        """The epoch that runs, from 1, frozen epochs counted."""
+        return len(self.rows) + 1
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the head alone is trained now."""
+        return len(self.rows) < self.frozen_epochs
+
+    def history(self) -> dict[str, Any]:
+        """`epochs` and `loss` for the report, at most 1,000 points."""
+        step = math.ceil(len(self.points) / 1000) or 1
+        return {"epochs": self.rows, "loss": self.points[::step]}
+
+    def _check(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise DarkroomError(
+                f"The loss is no number any more in epoch {self.number}: training has diverged. Choose a smaller learning rate."
+            )
+
+    def _tell(self, **fields: Any) -> None:
+        now = time.monotonic()
+        if now - self.told_at < EVERY and self.done < self.total:
+            return
+        self.told_at = now
+        left = (now - self.started) * (self.work_total - self.work) / self.work
+        self.told.update(epoch=self.number, seconds_left=round(left), **fields)
+
+
+def device_name(device: torch.device) -> str:
+    """The device as a person calls it."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

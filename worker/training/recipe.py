@@ -1,0 +1,121 @@
+"""The recipe of the fastai course: random crops, augmentation, a body with a new head, fine_tune.
+
+Everything in the learner is fastai's own, so that its export loads where only fastai is installed.
+"""
+
+import os
+import warnings
+
+import torch
+import torchvision
+from fastai.callback import progress, schedule  # noqa: F401 - importing them gives a Learner no_bar and fine_tune
+from fastai.data.core import DataLoaders, Datasets, TfmdLists
+from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize, ToTensor
+from fastai.learner import Learner
+from fastai.metrics import error_rate
+from fastai.torch_core import set_seed
+from fastai.vision.augment import RandomResizedCrop, aug_transforms
+from fastai.vision.core import PILImage, imagenet_stats
+from fastai.vision.learner import vision_learner
+from fasttransform import Transform
+
+from shared.errors import DarkroomError
+from shared.specs import TrainSpec
+from worker.training.live import Live
+from worker.training.pictures import Sample
+from worker.training.weights import fetch_weights
+
+FEW_PIXELS = 50_000_000  # decoded by one core in about as long as loader processes take to start
+MOST_WORKERS = 8
+
+
+def build_learner(spec: TrainSpec, samples: list[Sample]) -> Learner:
+    """A learner that has seen nothing yet; the same spec and samples give the same one. Raises DarkroomError."""
+    if spec.pretrained:
+        fetch_weights(spec.arch)
+    set_seed(spec.seed, reproducible=True)
+    dls = build_dataloaders(spec, samples)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The parameter 'pretrained' is deprecated")  # fastai's call, not ours
+        warnings.filterwarnings("ignore", message="Arguments other than a weight enum")
+        learner = vision_learner(dls, getattr(torchvision.models, spec.arch), pretrained=spec.pretrained, metrics=error_rate)
+    check_image_size(spec, learner)
+    return learner
+
+
+def build_dataloaders(spec: TrainSpec, samples: list[Sample]) -> DataLoaders:
+    """Training and validation batches, as `DataBlock(blocks=(ImageBlock, CategoryBlock))` makes them.
+
+    The two columns are lists of their own and no `get_y`: a function that knows the labels would go into the export with
+    every path of this machine.
+    """
+    splits = [[i for i, s in enumerate(samples) if s.valid == side] for side in (False, True)]
+    images = TfmdLists([s.path for s in samples], PILImage.create, splits=splits)
+    labels = TfmdLists([s.label for s in samples], Categorize(sorted({s.label for s in samples})), splits=splits)
+    training = [s for s in samples if not s.valid]
+    return Datasets(tls=[images, labels]).dataloaders(
+        bs=effective_batch_size(spec, training),
+        val_bs=spec.batch_size * 2,  # fastai's choice: no gradients to keep
+        num_workers=loader_workers(training),
+        after_item=[RandomResizedCrop(spec.image_size, min_scale=spec.min_scale), ToTensor],
+        after_batch=[IntToFloatTensor(), *augmentation(spec), *_normalise(spec)],
+    )
+
+
+def augmentation(spec: TrainSpec) -> list[Transform]:
+    """What is done to batches of training images after the random crop."""
+    if spec.augment == "none":
+        return []
+    return list(aug_transforms() if spec.augment == "course" else aug_transforms(do_flip=False, max_warp=0))
+
+
+def normalisation(spec: TrainSpec) -> tuple[list[float], list[float]] | None:
+    """Mean and standard deviation of each channel, in [0, 1], that the network's input is normalised with; None: not at all.
+
+    ImageNet's when pretrained, for every network: `vision_learner` would leave it out for those that it has no entry for.
+    """
+    return imagenet_stats if spec.pretrained else None
+
+
+def _normalise(spec: TrainSpec) -> list[Normalize]:
+    stats = normalisation(spec)
+    return [Normalize.from_stats(*stats)] if stats else []
+
+
+def effective_batch_size(spec: TrainSpec, training: list[Sample]) -> int:
+    """The batch size, or all training images if there are fewer: fastai drops an incomplete batch, so there would be none.
+
+    It is two at least, as batch normalisation needs: each of two classes or more has an image to train on.
+    """
+    return min(spec.batch_size, len(training))
+
+
+def loader_workers(training: list[Sample]) -> int:
+    """How many processes decode images; none where it takes longer to start them than to decode."""
+    if sum(s.pixels for s in training) < FEW_PIXELS:
+        return 0
+    return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
+
+
+def check_image_size(spec: TrainSpec, learner: Learner) -> None:
+    """Raises DarkroomError if the network shrinks images of this size to nothing."""
+    if spec.image_size >= 64:  # enough for all of them
+        return
+    parameter = next(learner.model.parameters())
+    learner.model.eval()
+    try:
+        with torch.inference_mode():
+            learner.model(torch.zeros(1, 3, spec.image_size, spec.image_size, device=parameter.device))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError:
+        raise DarkroomError(f"Images of {spec.image_size} pixels are too small for {spec.arch}. Choose a larger image size.") from None
+
+
+def fit(learner: Learner, spec: TrainSpec, live: Live) -> None:
+    """Train: `fine_tune` from ImageNet weights, one cycle over the whole network from scratch."""
+    with learner.no_bar(), learner.no_logging():
+        if spec.pretrained:
+            learner.fine_tune(spec.epochs, spec.base_lr, freeze_epochs=spec.frozen_epochs, cbs=live)
+        else:
+            learner.fit_one_cycle(spec.epochs, spec.base_lr, cbs=live)
