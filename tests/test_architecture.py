@@ -17,7 +17,7 @@ NEVER = {
     "worker": {"flask", "web", "cli"},
     "cli": {"torch", "torchvision", "fastai"},
 }
-TORCH_FREE = ["app", "child", "device", "run", "sweeper", "progress", "importing"]
+TORCH_FREE = ["app", "child", "device", "run", "sweeper", "progress", "importing", "examining", "scraping"]
 
 
 def imports(path: Path, whole: bool = True) -> set[str]:

@@ -1,5 +1,6 @@
 """The one way out: what is fetched, what is refused, and what is tried again."""
 
+import asyncio
 import json
 import socket
 from collections.abc import Iterator
@@ -124,6 +125,11 @@ def test_a_public_address_may_be_connected_to_on_the_ports_of_the_web_alone(addr
 def test_the_socket_itself_refuses_a_private_address():
     with pytest.raises(Blocked):
         Gate(Settings()).make_socket((socket.AF_INET, socket.SOCK_STREAM, 0, "", ("10.0.0.1", 80)))
+
+
+def test_a_name_with_a_private_address_is_refused_when_it_is_resolved():
+    with pytest.raises(Blocked, match="private network"):
+        asyncio.run(Gate(Settings()).resolve("localhost", 80))
 
 
 def test_an_allowed_network_opens_nothing_else(server):

@@ -14,6 +14,7 @@ from shared.items import upload_key
 from shared.settings import Settings
 from shared.specs import ImportSpec
 from shared.storage import Storage
+from worker.examining import Collection, examine
 from worker.importing import import_dataset, label_items
 from worker.progress import Progress
 
@@ -281,6 +282,17 @@ def test_an_import_into_an_existing_dataset_adds_to_it(room):
     assert info["classes"] == {"bird": 2, "cat": 3, "dog": 2}
     assert info["parent"] == 1
     assert datasets.info(room.storage, "pets", 1)["images"] == 4
+
+
+def test_a_version_that_another_job_published_meanwhile_is_carried_over_too(room):
+    collection = Collection(room.storage, "pets", Progress(room.told.append))
+    for label, n in [("bird", 1), ("bird", 2), ("cat", 1)]:
+        facts = examine(picture(f"{label}/{n}.jpg"), room.storage, room.settings)
+        collection.add({"label": label}, facts)
+    room.put(*four())
+    room.run()
+    assert collection.publish("job2", {"kind": "test"}) == {"dataset": "pets", "version": 2, "images": 6, "dropped": 0}
+    assert datasets.info(room.storage, "pets")["parent"] == 1
 
 
 def test_a_class_that_differs_from_an_older_one_by_case_alone_is_refused(room):

@@ -130,7 +130,7 @@ def error_by_epoch(rows: Sequence[dict[str, Any]]) -> Markup:
         *axes.below(shown, [f"{x:.0f}" for x in shown]),
         axes.line(points, "line"),
         *dots,
-        element("text", f"{points[-1][1]:.1%}", x=axes.x(points[-1][0]), y=axes.y(points[-1][1]) - 9, class_="value middle"),
+        element("text", f"{_percent(points[-1][1])}", x=axes.x(points[-1][0]), y=axes.y(points[-1][1]) - 9, class_="value middle"),
     )
 
 

@@ -1,7 +1,5 @@
 """Pages of datasets: cards, making one in three ways, and a version as contact sheets."""
 
-from typing import Any
-
 from flask import Blueprint, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as Redirect
 

@@ -1,6 +1,7 @@
 """What all pages share: the overview, error pages, filters for numbers and times, and the pulse of the queue beside every page."""
 
 import hashlib
+import re
 import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -10,7 +11,7 @@ from typing import Any
 
 from flask import Blueprint, Response, current_app, g, make_response, render_template, request, url_for
 from flask_wtf.csrf import CSRFError
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import RequestRedirect
 
@@ -195,6 +196,12 @@ def percent(share: float | None, digits: int = 1) -> str:
 def ref(value: str) -> tuple[str, int | None]:
     """`clothing/v3` -> ("clothing", 3)."""
     return parse_model_ref(value)
+
+
+@blueprint.app_template_filter("told")
+def told(sentence: str) -> Markup:
+    """A sentence for the user, with what stands between backquotes as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(sentence))))  # noqa: S704 - escaped just before
 
 
 @blueprint.app_template_filter("plural")

@@ -60,6 +60,10 @@ document.addEventListener("htmx:afterSwap", () => {
     showIcon();
   }
 });
+/* What a reader has opened stays open when a live part is replaced. */
+document.addEventListener("DOMContentLoaded", () => {
+  if (window.Idiomorph) window.Idiomorph.defaults.callbacks.beforeAttributeUpdated = (name, node) => !(name === "open" && node.tagName === "DETAILS");
+});
 function showIcon() {
   const icon = document.getElementById("icon");
   const state = document.querySelector("[data-state][data-title]")?.dataset.state;
