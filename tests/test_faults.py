@@ -41,7 +41,7 @@ def order_training(backend):
     return submit(backend, "train", spec).id
 
 
-def many(digits: Path, tmp_path: Path, copies=8) -> Path:
+def many(digits: Path, tmp_path: Path, copies=3) -> Path:
     """A folder of 120 x copies images: long enough to be hit in the middle."""
     folder = tmp_path / "many"
     for n in range(copies):
@@ -94,7 +94,7 @@ def test_a_worker_killed_in_a_batch_loses_nothing_when_another_runs(backend, sta
     job = order_batch(backend, many(digits, tmp_path))
     until(lambda: done(backend, job) > 40, explain=explain(backend, job))
     kill_all_of(victim)
-    one_row_an_item(backend, job, 960)
+    one_row_an_item(backend, job, 360)
 
 
 def test_a_worker_whose_main_process_alone_is_killed_leaves_nobody_behind(backend, start_worker, digits, tmp_path):
@@ -105,18 +105,18 @@ def test_a_worker_whose_main_process_alone_is_killed_leaves_nobody_behind(backen
     assert family
     victim.kill()
     until(lambda: not any(alive(pid) for pid in family), 10)
-    one_row_an_item(backend, job, 960)
+    one_row_an_item(backend, job, 360)
 
 
 def test_the_child_that_owns_the_device_may_be_killed_again_and_again(backend, start_worker, digits, tmp_path):
     worker = start_worker()
     job = order_batch(backend, many(digits, tmp_path))
-    for goal in (40, 200, 400):
+    for goal in (40, 120, 200):
         until(lambda: done(backend, job) > goal, explain=explain(backend, job))  # noqa: B023 - called at once
         pool = descendants(worker.pid)[0]
         for child in descendants(pool):
             os.kill(child, signal.SIGKILL)
-    one_row_an_item(backend, job, 960)
+    one_row_an_item(backend, job, 360)
 
 
 def test_a_worker_told_to_stop_gives_its_shard_back(backend, start_worker, digits, tmp_path):
@@ -126,7 +126,7 @@ def test_a_worker_told_to_stop_gives_its_shard_back(backend, start_worker, digit
     first.terminate()
     assert first.wait(20) is not None
     start_worker()
-    one_row_an_item(backend, job, 960)
+    one_row_an_item(backend, job, 360)
 
 
 def test_a_message_that_was_lost_is_sent_again(backend, start_worker, digits):
@@ -163,7 +163,7 @@ def test_a_worker_frozen_past_its_lease_cannot_spoil_what_another_did(backend, s
     for pid in family:
         os.kill(pid, signal.SIGCONT)
     time.sleep(2)  # let it try
-    one_row_an_item(backend, job, 960)
+    one_row_an_item(backend, job, 360)
 
 
 def test_a_job_cancelled_while_no_worker_runs_never_starts(backend, start_worker, digits):
@@ -183,7 +183,7 @@ def test_a_running_batch_is_cancelled_and_what_was_done_stays(backend, start_wor
     cancel(backend, job)
     until(lambda: ended(backend, job), 20, explain(backend, job))
     assert backend.store.get(job).state == State.CANCELLED
-    assert 40 < done(backend, job) < 960
+    assert 40 < done(backend, job) < 360
     assert len(backend.storage.list(f"batches/{job}/shards")) * 4 == done(backend, job)
 
 
@@ -255,7 +255,7 @@ def test_redis_may_go_away_in_the_middle_of_a_batch(with_model, start_worker, ow
     own_redis.stop(how)
     time.sleep(3)
     own_redis.start()
-    one_row_an_item(backend, job, 960)
+    one_row_an_item(backend, job, 360)
 
 
 def test_a_training_goes_on_while_redis_is_away(with_model, start_worker, own_redis):
@@ -276,10 +276,10 @@ def test_a_training_goes_on_while_redis_is_away(with_model, start_worker, own_re
 
 def test_workers_are_added_in_the_middle_and_share_the_work(backend, start_worker, digits, tmp_path):
     start_worker()
-    job = order_batch(backend, many(digits, tmp_path, copies=20))
+    job = order_batch(backend, many(digits, tmp_path, copies=8))
     until(lambda: done(backend, job) > 20, explain=explain(backend, job))
     start_worker()
-    one_row_an_item(backend, job, 2400)
+    one_row_an_item(backend, job, 960)
     workers = {backend.store.redis.hget(key, "worker") for key in backend.store.redis.scan_iter(f"darkroom:unit:{job}:*")}
     assert len(workers) == 2
 

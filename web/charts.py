@@ -73,13 +73,12 @@ class Axes:
 
 
 def loss_by_batch(points: Sequence[Sequence[float]], epochs: int, batches: int) -> Markup:
-    """Training loss, [batch, loss] each: what was measured faint, the running mean strong, a mark where each epoch ends."""
+    """Training loss, [batch, loss] each, as fastai's recorder smooths it; a mark where each epoch ends."""
     clean = _thin([(float(b), float(v)) for b, v in points if math.isfinite(v)])
     if len(clean) < 2:
         return Markup("")
     total = max(batches, int(clean[-1][0]))
-    smooth = _smooth(clean)
-    axes = Axes(total, max(v for _, v in [*smooth, *sorted(clean, key=lambda p: p[1])[: max(1, len(clean) * 97 // 100)]]) * 1.08)
+    axes = Axes(total, max(v for _, v in clean) * 1.08)
     marks = [total * i / epochs for i in range(1, epochs + 1)] if epochs else []
     every = max(1, math.ceil(len(marks) / 10))
     shown = [(m, str(i)) for i, m in enumerate(marks, 1) if i % every == 0]
@@ -91,8 +90,7 @@ def loss_by_batch(points: Sequence[Sequence[float]], epochs: int, batches: int) 
             [m - total / epochs * every / 2 for m, _ in shown] if every == 1 else [m for m, _ in shown],
             [f"epoch {t}" if len(shown) < 6 else t for _, t in shown],
         ),
-        axes.line(clean, "raw"),
-        axes.line(smooth, "line"),
+        axes.line(clean, "line"),
     )
 
 
@@ -101,15 +99,6 @@ def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     size = math.ceil(len(points) / MOST_POINTS) or 1
     groups = [points[i : i + size] for i in range(0, len(points), size)]
     return [(g[-1][0], sum(v for _, v in g) / len(g)) for g in groups]
-
-
-def _smooth(points: list[tuple[float, float]], beta: float = 0.9) -> list[tuple[float, float]]:
-    """Exponential running mean without bias at the start, as fastai's recorder keeps it."""
-    mean, out = 0.0, []
-    for i, (x, v) in enumerate(points, 1):
-        mean = beta * mean + (1 - beta) * v
-        out.append((x, mean / (1 - beta**i)))
-    return out
 
 
 def error_by_epoch(rows: Sequence[dict[str, Any]]) -> Markup:

@@ -4,6 +4,7 @@ It sees an image exactly as training validated on it: fastai's own transform, an
 """
 
 import json
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,9 @@ def load_network(folder: Path) -> Network:
     Raises DarkroomError when info.json or model.safetensors is missing or damaged, or when they do not fit each other.
     """
     info = _read_info(folder / "info.json")
-    model = create_vision_model(getattr(torchvision.models, info["arch"]), len(info["classes"]), pretrained=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # fastai builds some networks in a way that torchvision has deprecated
+        model = create_vision_model(getattr(torchvision.models, info["arch"]), len(info["classes"]), pretrained=False)
     try:
         model.load_state_dict(load_file(folder / "model.safetensors"), strict=True)
     except (OSError, SafetensorError) as error:
@@ -74,7 +77,9 @@ def _read_info(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise DarkroomError(f"The model's {path} cannot be read: {error}.") from None
     if info.get("arch") not in ARCHITECTURES:
-        raise DarkroomError(f"The model in {path.parent} has the architecture {info.get('arch')!r}, which is none of {', '.join(ARCHITECTURES)}.")
+        raise DarkroomError(
+            f"The model in {path.parent} has the architecture {info.get('arch')!r}, which is none of {', '.join(ARCHITECTURES)}."
+        )
     missing = [key for key in ("classes", "image_size", "mean", "std") if key not in info]
     if missing:
         raise DarkroomError(f"The model's {path} does not say {', '.join(missing)}. Train the model again.")

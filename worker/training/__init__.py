@@ -51,7 +51,7 @@ def train(spec: TrainSpec, job: str, storage: Storage, settings: Settings, progr
         report = {**evaluate(learner, [s for s in samples if s.valid], progress), **live.history()}
     progress.update(phase="saving")
     info = _info(spec, job, dataset, samples, report) | {"train_seconds": seconds, "device": live.device}
-    version = _publish(learner, report, info, storage, settings)
+    version = _publish(learner, report, info, storage, settings, progress)
     return {"model": info["model"], "version": version, "error_rate": report["error_rate"], "train_seconds": seconds}
 
 
@@ -60,6 +60,10 @@ def _told_when_memory_runs_out(spec: TrainSpec) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch has a class for CUDA alone
+        if str(error).startswith("DataLoader worker"):
+            raise DarkroomError(
+                "A process that reads images for training was ended. Usually the machine ran out of memory, or of shared memory (/dev/shm)."
+            ) from error
         if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
             raise
         raise DarkroomError(
@@ -102,13 +106,18 @@ def _remarks(spec: TrainSpec, batch_size: int) -> list[str]:
     return [f"There are only {batch_size} images to train on, so the batch size was {batch_size} instead of {spec.batch_size}."]
 
 
-def _publish(learner: Learner, report: dict[str, Any], info: dict[str, Any], storage: Storage, settings: Settings) -> int:
+def _publish(
+    learner: Learner, report: dict[str, Any], info: dict[str, Any], storage: Storage, settings: Settings, progress: Progress
+) -> int:
     cache = settings.cache.expanduser()
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="training-", dir=cache) as name:
         folder = Path(name)
         learner.export(folder / "export.pkl")
         # contiguous, for safetensors writes no views
-        save_file({key: value.detach().cpu().contiguous() for key, value in learner.model.state_dict().items()}, folder / "model.safetensors")
+        save_file(
+            {key: value.detach().cpu().contiguous() for key, value in learner.model.state_dict().items()}, folder / "model.safetensors"
+        )
         (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False), encoding="utf-8")
+        progress.check()  # the last moment at which a cancel leaves nothing
         return storage.publish_version(f"models/{info['model']}", folder, info)

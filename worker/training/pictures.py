@@ -39,8 +39,9 @@ class Sample:
 
 
 def samples_of(spec: TrainSpec, version: int, storage: Storage, settings: Settings, progress: Progress) -> list[Sample]:
-    """The kept images of a dataset version, split and prepared, in manifest order. Raises Cancelled, and DarkroomError when
-    the dataset cannot be learned from or an image cannot be opened.
+    """The kept images of a dataset version, split and prepared, in manifest order.
+
+    Raises Cancelled, and DarkroomError when the dataset cannot be learned from or an image cannot be opened.
     """
     rows = datasets.rows(storage, spec.dataset, version)
     check_classes(spec.dataset, Counter(row["label"] for row in rows))

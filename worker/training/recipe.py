@@ -36,8 +36,7 @@ def build_learner(spec: TrainSpec, samples: list[Sample]) -> Learner:
     set_seed(spec.seed, reproducible=True)
     dls = build_dataloaders(spec, samples)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The parameter 'pretrained' is deprecated")  # fastai's call, not ours
-        warnings.filterwarnings("ignore", message="Arguments other than a weight enum")
+        warnings.simplefilter("ignore", UserWarning)  # fastai builds some networks in a way that torchvision has deprecated
         learner = vision_learner(dls, getattr(torchvision.models, spec.arch), pretrained=spec.pretrained, metrics=error_rate)
     check_image_size(spec, learner)
     return learner
@@ -55,7 +54,6 @@ def build_dataloaders(spec: TrainSpec, samples: list[Sample]) -> DataLoaders:
     training = [s for s in samples if not s.valid]
     return Datasets(tls=[images, labels]).dataloaders(
         bs=effective_batch_size(spec, training),
-        val_bs=spec.batch_size * 2,  # fastai's choice: no gradients to keep
         num_workers=loader_workers(training),
         after_item=[RandomResizedCrop(spec.image_size, min_scale=spec.min_scale), ToTensor],
         after_batch=[IntToFloatTensor(), *augmentation(spec), *_normalise(spec)],

@@ -27,7 +27,7 @@ def weights_of(arch: str) -> WeightsEnum:
 
 def weights_file(arch: str) -> Path:
     """Where torch keeps the weights: under TORCH_HOME, or ~/.cache/torch."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / weights_of(arch).url.rsplit("/", 1)[-1]
+    return Path(torch.hub.get_dir()).absolute() / "checkpoints" / weights_of(arch).url.rsplit("/", 1)[-1]
 
 
 def fetch_weights(arch: str) -> None:
@@ -42,7 +42,9 @@ def fetch_weights(arch: str) -> None:
             weights_of(arch).get_state_dict(progress=False, check_hash=True)
     except (OSError, http.client.HTTPException, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         if there:
-            raise DarkroomError(f"The file {path} does not hold the ImageNet weights of {arch}. Delete it and put a good one there.") from error
+            raise DarkroomError(
+                f"The file {path} does not hold the ImageNet weights of {arch}. Delete it and put a good one there."
+            ) from error
         raise DarkroomError(
             f"The ImageNet weights of {arch} are not on this machine and could not be downloaded ({error}). "
             f"Put the file {path.name} at {path}, or train from scratch with `pretrained` off."
@@ -51,7 +53,7 @@ def fetch_weights(arch: str) -> None:
 
 @contextmanager
 def _patience() -> Iterator[None]:
-    """torch downloads without any time limit."""
+    """A time limit for a download, for torch has none."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(PATIENCE)
     try:

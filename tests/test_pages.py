@@ -1,0 +1,512 @@
+"""The pages, asked through Flask's test client on a real Redis and a real storage folder."""
+
+import hashlib
+import io
+import json
+import math
+import re
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from flask import Flask
+from flask.testing import FlaskClient
+from PIL import Image
+
+from shared import datasets, results
+from shared.jobs import JobStore, State, connect
+from shared.settings import Settings
+from shared.specs import parse
+from shared.storage import Storage
+from web import charts, create_app
+from web.forms import SpecForm, class_lines
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+CLASSES = ["hat", HOSTILE]
+PAGES = ["/", "/datasets", "/datasets/new", "/trainings/new", "/models", "/batches", "/batches/new", "/jobs", "/workers"]
+
+
+def picture(shade: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (300, 200), (shade, 40, 90)).save(out, "JPEG")
+    return out.getvalue()
+
+
+def publish(storage: Storage, parent: str, files: dict[str, bytes], info: dict[str, object]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for name, data in files.items():
+            Path(folder, name).write_bytes(data)
+        storage.publish_version(parent, Path(folder), info)
+
+
+def make_dataset(storage: Storage) -> list[dict[str, object]]:
+    rows = []
+    for i in range(8):
+        data = picture(i * 20)
+        sha256 = hashlib.sha256(data).hexdigest()
+        storage.write(datasets.image_key(sha256, "jpg"), data)
+        rows.append(
+            datasets.blank_row(
+                sha256=sha256,
+                ext="jpg",
+                label=CLASSES[i % 2],
+                status="kept",
+                name=f"{HOSTILE}.jpg",
+                width=300,
+                height=200,
+                format="JPEG",
+                bytes=len(data),
+            )
+        )
+    dropped = datasets.blank_row(label=HOSTILE, status="dropped", reason="truncated", detail=f"{HOSTILE} is cut off.", name=HOSTILE)
+    info = {"dataset": "clothing", "created": time.time(), "job": "", "source": {"kind": "folder", "path": f"/data/{HOSTILE}"}}
+    publish(
+        storage,
+        "datasets/clothing",
+        {"manifest.parquet": datasets.manifest_bytes([*rows, dropped])},
+        {**info, **datasets.summary([*rows, dropped])},
+    )
+    return rows
+
+
+def make_model(storage: Storage, rows: list[dict[str, object]]) -> None:
+    epoch = {"epoch": 0, "frozen": True, "train_loss": 0.9, "valid_loss": 0.7, "error_rate": 0.25, "seconds": 3.0}
+    mistake = {"sha256": rows[1]["sha256"], "ext": "jpg", "actual": HOSTILE, "predicted": "hat", "probability": 0.8}
+    report = {
+        "classes": CLASSES,
+        "confusion": [[4, 0], [1, 3]],
+        "per_class": [{"label": c, "precision": 0.9, "recall": 0.8, "f1": 0.85, "support": 4} for c in CLASSES],
+        "top_losses": [{**mistake, "loss": 1.6}],
+        "most_confused": [{"actual": HOSTILE, "predicted": "hat", "count": 1}],
+        "error_rate": 0.125,
+        "interval": [0.02, 0.47],
+        "epochs": [epoch],
+        "loss": [[1, 1.2], [2, 0.9], [3, math.nan]],
+        "mistakes": [mistake],
+    }
+    spec = parse("train", {"dataset": "clothing", "version": 1, "model": "clothing", "epochs": 7, "notes": HOSTILE}).model_dump(mode="json")
+    info = {
+        "model": "clothing", "created": time.time(), "job": "", "arch": "resnet18", "classes": CLASSES, "image_size": 224, "spec": spec,
+        "dataset": {"name": "clothing", "version": 1, "hash": "0" * 64, "images": 8}, "parent": None, "error_rate": 0.125, "valid_images": 8,
+        "train_images": 24, "train_seconds": 9.5, "epochs": [epoch], "device": "CPU", "libraries": {"fastai": "2.8.4"},
+    }  # fmt: skip
+    publish(storage, "models/clothing", {"report.json": json.dumps(report).encode(), "model.safetensors": b"0" * 64}, info)
+
+
+def make_batch(store: JobStore, storage: Storage, folder: Path) -> str:
+    """A batch of three items: sure, unsure, and one that cannot be read."""
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(picture(200))
+    spec = parse("classify", {"model": "clothing/v1", "source": {"kind": "folder", "path": str(folder)}})
+    batch = store.create("classify", spec.model_dump(mode="json"), "plan")
+    plan = store.claim(batch, "plan", "w")
+    assert plan
+    store.commit(plan, {"counts": {"items": 6}}, ["00000000-00000003", "00000003-00000006"], "finish")
+    common = {
+        "locator": f"file:{folder}/a.jpg",
+        "sha256": "",
+        "top_labels": CLASSES,
+        "top_probabilities": [0.9, 0.1],
+        "margin": 0.8,
+        "entropy": 0.1,
+    }
+    common |= {
+        "decision": "accept",
+        "error_code": "",
+        "error": "",
+        "model": "clothing",
+        "model_version": 1,
+        "width": 300,
+        "height": 200,
+        "ms": 2.0,
+    }
+    rows = [
+        {**common, "item_id": 0, "uri": "a.jpg", "label": "hat", "probability": 0.9},
+        {**common, "item_id": 1, "uri": f"{HOSTILE}.jpg", "label": HOSTILE, "probability": 0.4, "margin": 0.1, "decision": "review"},
+        {**common, "item_id": 2, "uri": "gone.jpg", "locator": "file:/gone.jpg", "label": "", "probability": None, "decision": "", "error_code": "truncated", "error": f"Cut off: {HOSTILE}."},
+    ]  # fmt: skip
+    shard = store.claim(batch, "00000000-00000003", "w")
+    assert shard
+    storage.write(results.shard_key(batch, "00000000-00000003"), results.shard_bytes(rows))
+    store.commit(shard, results.tally(rows))
+    return batch
+
+
+def make_job(
+    store: JobStore, kind: str, spec: dict[str, object], progress: dict[str, object], end: State | None = None, error: str = ""
+) -> str:
+    job = store.create(kind, parse(kind, spec).model_dump(mode="json"), "main")
+    claim = store.claim(job, "main", "w")
+    assert claim
+    store.renew(claim, progress)
+    if end:
+        store.finish(claim, end, error, {"dataset": "clothing", "version": 1, "images": 8, "dropped": 1} if end == State.DONE else None)
+    return job
+
+
+@pytest.fixture
+def app(settings: Settings) -> Flask:
+    return create_app(settings)
+
+
+@pytest.fixture
+def client(app: Flask) -> FlaskClient:
+    return app.test_client()
+
+
+@pytest.fixture
+def filled(settings: Settings, tmp_path: Path) -> SimpleNamespace:
+    """An installation at work: a dataset, a model, a batch, and jobs in several states."""
+    storage, store = Storage(settings.storage, settings.cache), JobStore(connect(settings.redis_url or ""))
+    rows = make_dataset(storage)
+    make_model(storage, rows)
+    scrape = {"dataset": "street", "classes": [{"name": HOSTILE}, {"name": "tram"}]}
+    latest = [{"sha256": rows[0]["sha256"], "ext": "jpg", "label": HOSTILE}]
+    running = {
+        "phase": "downloading",
+        "done": 3,
+        "total": 100,
+        "kept": 2,
+        "dropped": 1,
+        "reasons": {"truncated": 1},
+        "classes": {HOSTILE: 2},
+        "latest": latest,
+    }
+    train = make_job(
+        store,
+        "train",
+        {"dataset": "clothing", "version": 1, "model": "clothing"},
+        {"phase": "training", "done": 3, "total": 9, "epochs": 3, "epoch": 1},
+    )
+    return SimpleNamespace(
+        storage=storage,
+        store=store,
+        rows=rows,
+        batch=make_batch(store, storage, tmp_path / "pictures"),
+        scrape=make_job(store, "scrape", scrape, running),
+        train=train,
+        failed=make_job(store, "scrape", scrape, {}, State.FAILED, f"Nothing was found for {HOSTILE}."),
+        done=make_job(store, "scrape", scrape, {}, State.DONE),
+        queued=store.create("train", parse("train", {"dataset": "clothing", "version": 1, "model": "m"}).model_dump(mode="json"), "main"),
+    )
+
+
+def addresses(filled: SimpleNamespace) -> list[str]:
+    jobs = [
+        f"/jobs/{job}{part}" for job in (filled.scrape, filled.train, filled.failed, filled.done, filled.queued) for part in ("", "/live")
+    ]
+    of_dataset = ["", "?label=hat", "?label=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E", "?dropped=1", f"/images/{filled.rows[1]['sha256']}"]
+    of_model = ["", "?actual=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E&predicted=hat"]
+    of_batch = [
+        "",
+        "/live",
+        "?decision=review",
+        "?decision=error",
+        "?label=hat",
+        "?order=least-sure",
+        "?as=table",
+        "/items/0",
+        "/items/1",
+        "/items/2",
+    ]
+    return [
+        *PAGES, "/now", "/pulse", "/jobs/live", "/workers/live", "/jobs?kind=scrape&state=failed", "/datasets/new?way=zip", "/batches/new?model=clothing/v1",
+        "/trainings/new?dataset=clothing", "/trainings/new?retrain=clothing/v1", *jobs, *(f"/datasets/clothing/v/1{a}" for a in of_dataset),
+        *(f"/models/clothing/v/1{a}" for a in of_model), *(f"/batches/{filled.batch}{a}" for a in of_batch),
+    ]  # fmt: skip
+
+
+def token(client: FlaskClient, page: str) -> str:
+    found = re.search(r'name="csrf_token" value="([^"]+)"', client.get(page).text)
+    assert found
+    return found[1]
+
+
+def post(client: FlaskClient, page: str, to: str = "", **form: object) -> object:
+    return client.post(to or page, data={"csrf_token": token(client, page), **form})
+
+
+# -- every page -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_an_empty_installation_says_what_to_do_first(client: FlaskClient, page: str) -> None:
+    answer = client.get(page)
+    assert answer.status_code == 200
+    assert "darkroom " in answer.text or page == "/jobs"
+
+
+def test_every_page_renders_with_data(client: FlaskClient, filled: SimpleNamespace) -> None:
+    assert {page: client.get(page).status_code for page in addresses(filled)} == dict.fromkeys(addresses(filled), 200)
+
+
+def test_hostile_names_are_escaped_on_every_page(client: FlaskClient, filled: SimpleNamespace) -> None:
+    shown = 0
+    for page in addresses(filled):
+        text = client.get(page).text
+        assert "<img src=x" not in text, page
+        shown += "&lt;img src=x" in text
+    assert shown > 15
+
+
+def test_no_page_needs_inline_script_or_style(client: FlaskClient, filled: SimpleNamespace) -> None:
+    for page in addresses(filled):
+        text = client.get(page).text
+        assert not re.search(r"<script(?![^>]+src=)|\sstyle=|\son[a-z]+=\"|javascript:", text), page
+
+
+def test_pages_forbid_everything_from_elsewhere(client: FlaskClient) -> None:
+    assert client.get("/").headers["Content-Security-Policy"].startswith("default-src 'self'")
+
+
+def test_every_form_that_posts_has_a_token(client: FlaskClient, filled: SimpleNamespace) -> None:
+    for page in addresses(filled):
+        forms = re.findall(r'<form[^>]+method="post".*?</form>', client.get(page).text, re.DOTALL)
+        assert all('name="csrf_token"' in form for form in forms), page
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_address_is_a_page_with_a_sentence(client: FlaskClient) -> None:
+    answer = client.get("/nothing/here")
+    assert answer.status_code == 404
+    assert "There is no page at this address." in answer.text
+
+
+def test_an_unknown_address_of_the_api_is_a_problem(client: FlaskClient) -> None:
+    assert client.get("/api/v1/nothing").mimetype == "application/problem+json"
+
+
+@pytest.mark.parametrize("page", ["/jobs/nothing", "/jobs/%0a", "/datasets/none/v/1", "/models/none/v/1", "/batches/" + "0" * 20])
+def test_what_does_not_exist_is_404_with_its_sentence(client: FlaskClient, page: str) -> None:
+    answer = client.get(page)
+    assert answer.status_code == 404
+    assert "There is no" in answer.text
+
+
+def test_without_redis_datasets_and_models_are_shown_under_a_banner(settings: Settings, filled: SimpleNamespace) -> None:
+    client = create_app(settings.model_copy(update={"redis_url": "unix:///nowhere/redis.sock"})).test_client()
+    for page in ("/", "/datasets", "/datasets/clothing/v/1", "/models", "/models/clothing/v/1", "/trainings/new", "/batches/new"):
+        answer = client.get(page)
+        assert (answer.status_code, "Redis cannot be reached" in answer.text) == (200, True), page
+
+
+@pytest.mark.parametrize("page", ["/jobs", "/workers", "/batches", f"/jobs/{'0' * 20}"])
+def test_without_redis_pages_of_the_queue_are_503_with_the_sentence(settings: Settings, page: str) -> None:
+    answer = create_app(settings.model_copy(update={"redis_url": "unix:///nowhere/redis.sock"})).test_client().get(page)
+    assert answer.status_code == 503
+    assert "Redis cannot be reached" in answer.text
+
+
+# -- forms ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_post_without_a_token_is_refused(client: FlaskClient) -> None:
+    assert client.post("/datasets/new", data={"dataset": "clothing"}).status_code == 400
+
+
+def test_a_wrong_value_is_told_at_its_field_and_all_values_stay(client: FlaskClient, filled: SimpleNamespace) -> None:
+    answer = post(
+        client, "/trainings/new?dataset=clothing", "/trainings/new", dataset="clothing", epochs="9999", arch="resnet34", notes="keep <me>"
+    )
+    assert answer.status_code == 422
+    assert re.search(r'id="wrong-epochs">[^<]*500', answer.text)
+    assert all(part in answer.text for part in ('value="9999"', "<option selected>resnet34", "keep &lt;me&gt;"))
+
+
+def test_every_wrong_field_is_told_at_once(client: FlaskClient, filled: SimpleNamespace) -> None:
+    answer = post(client, "/trainings/new", "/trainings/new", dataset="clothing", epochs="none", image_size="1", base_lr="7")
+    assert all(f'id="wrong-{field}"' in answer.text for field in ("epochs", "image_size", "base_lr"))
+
+
+def test_the_train_form_shows_the_defaults_of_the_spec(client: FlaskClient, filled: SimpleNamespace) -> None:
+    text = client.get("/trainings/new?dataset=clothing").text
+    assert re.search(r'name="epochs" value="4"[^>]*min="1"[^>]*max="500"', text)
+    assert "8 images in 2 classes (clothing v1), resnet18, 5 epochs" in text
+
+
+def test_retrain_is_filled_in_with_what_made_the_model(client: FlaskClient, filled: SimpleNamespace) -> None:
+    text = client.get("/trainings/new?retrain=clothing/v1").text
+    assert re.search(r'name="epochs" value="7"', text)
+    assert 'name="parent" value="clothing/v1"' in text
+
+
+def test_a_training_is_ordered_and_its_job_shown(client: FlaskClient, filled: SimpleNamespace) -> None:
+    answer = post(client, "/trainings/new?dataset=clothing", "/trainings/new", dataset="clothing", epochs="2", pretrained="1", parent="")
+    assert answer.status_code == 303
+    job = filled.store.get(answer.location.rsplit("/", 1)[1])
+    assert (job.kind, job.spec["epochs"], job.spec["version"], job.spec["pretrained"]) == ("train", 2, 1, True)
+
+
+def test_a_box_that_is_not_ticked_is_false(client: FlaskClient, filled: SimpleNamespace) -> None:
+    answer = post(client, "/trainings/new?dataset=clothing", "/trainings/new", dataset="clothing")
+    assert filled.store.get(answer.location.rsplit("/", 1)[1]).spec["pretrained"] is False
+
+
+def test_a_scrape_is_ordered_from_lines(client: FlaskClient, filled: SimpleNamespace) -> None:
+    lines = "hat\r\n\r\nt-shirt = white t-shirt\r\n"
+    answer = post(client, "/datasets/new", way="scrape", dataset="street", classes=lines, per_class="5", sources="openverse")
+    spec = filled.store.get(answer.location.rsplit("/", 1)[1]).spec
+    assert spec["classes"] == [{"name": "hat", "query": ""}, {"name": "t-shirt", "query": "white t-shirt"}]
+
+
+def test_a_class_named_twice_is_told_at_the_classes(client: FlaskClient) -> None:
+    answer = post(client, "/datasets/new", way="scrape", dataset="street", classes="hat\nHat", sources="openverse")
+    assert answer.status_code == 422
+    assert re.search(r'id="wrong-classes">[^<]*twice', answer.text)
+    assert "hat\nHat</textarea>" in answer.text
+
+
+def test_a_folder_that_is_not_there_is_told_at_the_source(client: FlaskClient) -> None:
+    answer = post(client, "/datasets/new", way="folder", dataset="clothing", path="/not/there")
+    assert answer.status_code == 422
+    assert re.search(r'id="wrong-source"[^>]*>There is no folder /not/there', answer.text)
+    assert 'value="/not/there"' in answer.text
+
+
+def test_an_upload_is_not_kept_for_a_form_that_is_wrong_elsewhere(client: FlaskClient, settings: Settings) -> None:
+    answer = post(client, "/datasets/new", way="zip", dataset="Bad Name", zip=(io.BytesIO(b"PK"), "a.zip"))
+    assert 'id="wrong-dataset"' in answer.text
+    assert Storage(settings.storage, settings.cache).list("uploads") == []
+
+
+def test_pictures_of_a_form_become_a_batch(client: FlaskClient, filled: SimpleNamespace) -> None:
+    answer = post(client, "/batches/new", way="files", model="clothing/v1", files=[(io.BytesIO(picture(i)), f"{i}.jpg") for i in range(2)])
+    assert answer.status_code == 303
+    assert filled.store.get(answer.location.rsplit("/", 1)[1]).spec["source"]["kind"] == "upload"
+
+
+def test_addresses_of_a_form_become_a_batch(client: FlaskClient, filled: SimpleNamespace) -> None:
+    answer = post(client, "/batches/new", way="urls", model="clothing", urls="https://example.org/a.jpg\nhttps://example.org/b.jpg")
+    spec = filled.store.get(answer.location.rsplit("/", 1)[1]).spec
+    assert (spec["model"], len(spec["source"]["urls"])) == ("clothing/v1", 2)
+
+
+def test_a_file_address_is_refused_at_the_source(client: FlaskClient, filled: SimpleNamespace) -> None:
+    answer = post(client, "/batches/new", way="urls", model="clothing", urls="file:///etc/passwd")
+    assert answer.status_code == 422
+    assert re.search(r'id="wrong-source"[^>]*>Not an http', answer.text)
+
+
+# -- jobs and batches -------------------------------------------------------------------------------------------------
+
+
+def test_a_running_job_is_polled_and_an_ended_one_is_not(client: FlaskClient, filled: SimpleNamespace) -> None:
+    assert 'hx-trigger="every 1s' in client.get(f"/jobs/{filled.train}/live").text
+    assert "hx-get" not in client.get(f"/jobs/{filled.done}/live").text
+
+
+def test_a_fragment_that_has_not_changed_is_304(client: FlaskClient, filled: SimpleNamespace) -> None:
+    address = f"/jobs/{filled.failed}/live"
+    pause = client.get(address)  # times are shown by the second at first
+    answers = [client.get(address, headers={"If-None-Match": pause.headers["ETag"]}).status_code for _ in range(2)]
+    assert 304 in answers
+
+
+def test_cancel_asks_and_shows_the_job_again(client: FlaskClient, filled: SimpleNamespace) -> None:
+    answer = post(client, f"/jobs/{filled.train}", f"/jobs/{filled.train}/cancel")
+    assert (answer.status_code, answer.location) == (303, f"/jobs/{filled.train}")
+    assert filled.store.get(filled.train).cancel
+
+
+def test_retry_of_a_failed_job_is_a_new_one(client: FlaskClient, filled: SimpleNamespace) -> None:
+    answer = post(client, f"/jobs/{filled.failed}", f"/jobs/{filled.failed}/retry")
+    assert answer.status_code == 303
+    assert filled.store.get(answer.location.rsplit("/", 1)[1]).spec == filled.store.get(filled.failed).spec
+
+
+def test_rows_of_a_batch_are_filtered(client: FlaskClient, filled: SimpleNamespace) -> None:
+    text = client.get(f"/batches/{filled.batch}?decision=review").text.partition('id="rows"')[2]
+    assert f"/batches/{filled.batch}/items/1" in text
+    assert f"/batches/{filled.batch}/items/0" not in text
+
+
+def test_the_least_sure_row_comes_first(client: FlaskClient, filled: SimpleNamespace) -> None:
+    text = client.get(f"/batches/{filled.batch}?order=least-sure").text.partition('id="rows"')[2]
+    assert text.index("/items/1") < text.index("/items/0")
+
+
+def test_mistakes_are_those_of_the_cell(client: FlaskClient, filled: SimpleNamespace) -> None:
+    address = "/models/clothing/v/1"
+    found = client.get(address, query_string={"actual": HOSTILE, "predicted": "hat"}).text
+    assert "1 image</span>" in found
+    assert "No image was mistaken that way." in client.get(address, query_string={"actual": "hat", "predicted": HOSTILE}).text
+
+
+def test_trying_an_image_without_a_worker_says_so(client: FlaskClient, filled: SimpleNamespace) -> None:
+    answer = post(client, "/models/clothing/v/1", "/models/clothing/v/1/try", image=(io.BytesIO(picture(9)), "a.jpg"))
+    assert answer.status_code == 503
+    assert "No worker answers single images" in answer.text
+
+
+def test_trying_what_is_no_image_says_so(client: FlaskClient, filled: SimpleNamespace) -> None:
+    answer = post(client, "/models/clothing/v/1", "/models/clothing/v/1/try", image=(io.BytesIO(b"<svg onload=alert(1)>"), "a.jpg"))
+    assert answer.status_code == 422
+    assert "it is an SVG drawing" in answer.text
+
+
+# -- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_thumbnail_is_webp_for_ever_and_kept(client: FlaskClient, filled: SimpleNamespace) -> None:
+    sha256 = filled.rows[0]["sha256"]
+    answer = client.get(f"/images/{sha256}.jpg/thumb?side=96")
+    assert (answer.mimetype, Image.open(io.BytesIO(answer.data)).size) == ("image/webp", (96, 64))
+    assert "immutable" in answer.headers["Cache-Control"]
+    assert filled.storage.exists(f"thumbs/{sha256[:2]}/{sha256}-96.webp")
+
+
+def test_an_original_is_a_download_that_no_browser_opens(client: FlaskClient, filled: SimpleNamespace) -> None:
+    headers = client.get(f"/images/{filled.rows[0]['sha256']}.jpg/original").headers
+    assert headers["Content-Disposition"].startswith("attachment")
+    assert (headers["X-Content-Type-Options"], headers["Content-Security-Policy"]) == ("nosniff", "default-src 'none'; sandbox")
+
+
+@pytest.mark.parametrize("name", ["../secret.jpg", "0" * 64 + ".exe", "0" * 63 + ".jpg", "0" * 64 + ".jpg"])
+def test_pictures_that_are_not_there_are_404(client: FlaskClient, name: str) -> None:
+    assert client.get(f"/images/{name}/thumb").status_code == 404
+
+
+def test_a_side_out_of_thin_air_is_refused(client: FlaskClient, filled: SimpleNamespace) -> None:
+    assert client.get(f"/images/{filled.rows[0]['sha256']}.jpg/thumb?side=9999").status_code == 422
+
+
+def test_an_item_has_a_thumbnail_and_a_lost_one_a_neutral_square(client: FlaskClient, filled: SimpleNamespace) -> None:
+    found, lost = (client.get(f"/batches/{filled.batch}/items/{i}/thumb?side=96") for i in (0, 2))
+    assert Image.open(io.BytesIO(found.data)).size == (96, 64)
+    assert (lost.mimetype, Image.open(io.BytesIO(lost.data)).size) == ("image/webp", (96, 96))
+    assert "immutable" not in lost.headers["Cache-Control"]
+
+
+# -- charts and forms by themselves -----------------------------------------------------------------------------------
+
+
+def test_text_in_a_chart_is_escaped() -> None:
+    assert "<img" not in charts.element("text", HOSTILE, class_=HOSTILE)
+
+
+def test_a_loss_that_is_no_number_is_left_out_of_the_curve() -> None:
+    assert "nan" not in charts.loss_by_batch([[1, 2.0], [2, math.nan], [3, 1.0]], 1, 3)
+
+
+def test_ticks_are_round_numbers_within_the_range() -> None:
+    assert charts.ticks(0, 0.9) == pytest.approx([0, 0.25, 0.5, 0.75])
+
+
+def test_a_matrix_of_many_classes_keeps_those_most_often_mistaken() -> None:
+    names = [f"c{i}" for i in range(50)]
+    confusion = [[10 if i == j else 5 if i == 49 and j == 0 else 0 for j in range(50)] for i in range(50)]
+    heat = charts.heat_map(names, confusion)
+    assert (len(heat["rows"]), heat["left_out"], "c49" in heat["classes"]) == (30, 20, True)
+
+
+def test_a_field_knows_its_bounds_from_the_spec() -> None:
+    field = SpecForm("train")["epochs"]
+    assert (field.kind, field.low, field.high, field.value) == ("number", 1, 500, 4)
+
+
+def test_lines_of_classes_may_name_what_to_search() -> None:
+    assert class_lines("a\n b = c d \n\n") == [{"name": "a", "query": ""}, {"name": "b", "query": "c d"}]

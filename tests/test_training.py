@@ -1,0 +1,410 @@
+"""Training on real small images: what is published, what is told, and that nothing half-made stays."""
+
+import hashlib
+import io
+import json
+import subprocess
+import sys
+import threading
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from fastai.vision.core import PILImage
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from shared import datasets, models
+from shared.errors import Cancelled, DarkroomError
+from shared.images import decode
+from shared.settings import Settings
+from shared.specs import ARCHITECTURES, TrainSpec
+from shared.storage import Storage
+from worker.progress import Progress
+from worker.training import _told_when_memory_runs_out, train
+from worker.training.pictures import Sample, is_plain, prepare
+from worker.training.recipe import loader_workers
+from worker.training.report import wilson
+from worker.training.weights import fetch_weights, weights_file
+
+SPEC = {
+    "dataset": "digits",
+    "arch": "squeezenet1_1",
+    "pretrained": False,
+    "epochs": 1,
+    "image_size": 32,
+    "augment": "light",
+    "batch_size": 16,
+}
+
+
+def encoded(image, kind="PNG", **options):
+    """The bytes of an image file."""
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def digits(per_class=40, classes=3):
+    """(label, bytes) of handwritten digits, 8 x 8 pixels drawn at 32."""
+    source = load_digits()
+    chosen = [i for c in range(classes) for i in np.flatnonzero(source.target == c)[:per_class]]
+    pixels = (source.images * (255 / 16)).astype(np.uint8)
+    return [(f"digit {source.target[i]}", encoded(Image.fromarray(pixels[i]).resize((32, 32)))) for i in chosen]
+
+
+def publish(storage, folder, files, name="digits"):
+    """A dataset version of (label, bytes); returns its manifest rows."""
+    rows = []
+    for label, data in files:
+        picture = decode(data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        storage.write(datasets.image_key(sha256, picture.extension), data, durable=False)
+        size = {"width": picture.width, "height": picture.height, "bytes": len(data)}
+        rows.append(datasets.blank_row(sha256=sha256, ext=picture.extension, label=label, status="kept", **size))
+    folder.mkdir()
+    (folder / "manifest.parquet").write_bytes(datasets.manifest_bytes(rows))
+    info = {"dataset": name, "job": f"import {folder.name}", "created": 0, **datasets.summary(rows)}
+    storage.publish_version(f"datasets/{name}", folder, info)
+    return rows
+
+
+def place(folder):
+    """Settings and storage in a folder."""
+    settings = Settings(storage=str(folder / "store"), cache=folder / "cache")
+    return settings, Storage(settings.storage, settings.cache)
+
+
+def random_weights(arch, torch_home, scale=1.0):
+    """Weights where torch looks for ImageNet's, so that pretraining is gone through without a download."""
+    torch.manual_seed(0)
+    (torch_home / "hub" / "checkpoints").mkdir(parents=True)
+    state = {key: value * scale for key, value in getattr(torchvision.models, arch)(weights=None).state_dict().items()}
+    torch.save(state, torch_home / "hub" / "checkpoints" / weights_file(arch).name)
+
+
+def nothing_stays(settings, storage):
+    """Whether there is no model and no temporary folder."""
+    return models.names(storage) == [] and not list(settings.cache.glob("training-*")) and not storage.list("models/digits")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """One training that many tests look at."""
+    folder = tmp_path_factory.mktemp("trained")
+    settings, storage = place(folder)
+    rows = publish(storage, folder / "files", digits())
+    messages = []
+    result = train(TrainSpec(**SPEC | {"epochs": 2}), "job1", storage, settings, Progress(messages.append))
+    info, report = models.info(storage, "digits", 1), models.report(storage, "digits", 1)
+    return {"settings": settings, "storage": storage, "rows": rows, "messages": messages, "result": result, "info": info, "report": report}
+
+
+@pytest.fixture
+def ready(tmp_path):
+    """Settings and storage with a dataset of digits."""
+    settings, storage = place(tmp_path)
+    publish(storage, tmp_path / "files", digits())
+    return settings, storage
+
+
+def test_the_figures_of_a_report_agree(trained):
+    report, info = trained["report"], trained["info"]
+    confusion = np.array(report["confusion"])
+    assert confusion.sum() == info["valid_images"]
+    assert confusion.sum(axis=1).tolist() == [c["support"] for c in report["per_class"]]
+    assert report["error_rate"] == pytest.approx(1 - np.trace(confusion) / confusion.sum())
+    assert len(report["mistakes"]) == confusion.sum() - np.trace(confusion) == sum(c["count"] for c in report["most_confused"])
+    assert report["interval"][0] <= report["error_rate"] <= report["interval"][1]
+
+
+def test_a_report_agrees_with_the_last_epoch(trained):
+    assert trained["report"]["epochs"][-1]["error_rate"] == pytest.approx(trained["report"]["error_rate"], abs=1e-5)
+
+
+def test_the_top_losses_come_first_and_name_the_image(trained):
+    losses = [finding["loss"] for finding in trained["report"]["top_losses"]]
+    assert len(losses) == 24
+    assert losses == sorted(losses, reverse=True)
+    assert all(trained["storage"].exists(datasets.image_key(f["sha256"], f["ext"])) for f in trained["report"]["top_losses"])
+
+
+def test_validation_is_the_split_of_the_dataset(trained):
+    items = [(row["sha256"], row["label"]) for row in trained["rows"]]
+    valid = {sha256 for (sha256, _), side in zip(items, datasets.split(items, 0.2, 42), strict=True) if side}
+    assert {finding["sha256"] for finding in trained["report"]["top_losses"]} <= valid
+    assert (trained["info"]["valid_images"], trained["info"]["train_images"]) == (len(valid), len(items) - len(valid))
+
+
+def test_info_says_where_a_model_comes_from(trained):
+    info = trained["info"]
+    dataset = datasets.info(trained["storage"], "digits")
+    assert info["dataset"] == {"name": "digits", "version": 1, "hash": dataset["hash"], "images": 120}
+    assert (info["classes"], info["arch"], info["image_size"], info["job"]) == (
+        ["digit 0", "digit 1", "digit 2"],
+        "squeezenet1_1",
+        32,
+        "job1",
+    )
+    assert TrainSpec(**info["spec"]) == TrainSpec(**SPEC | {"epochs": 2})
+    assert info["libraries"]["torch"] == torch.__version__.split("+")[0]
+
+
+def test_the_result_is_what_was_published(trained):
+    info = trained["info"]
+    assert trained["result"] == {"model": "digits", "version": 1, "error_rate": info["error_rate"], "train_seconds": info["train_seconds"]}
+    assert trained["storage"].list("models/digits/v0001") == ["export.pkl", "info.json", "model.safetensors", "report.json"]
+
+
+def test_every_message_is_json_and_the_last_batch_is_told(trained):
+    messages = [json.loads(json.dumps(message, allow_nan=False)) for message in trained["messages"]]
+    states = [message["progress"] for message in messages if "progress" in message]
+    assert list(dict.fromkeys(state["phase"] for state in states)) == ["preparing", "training", "evaluating", "saving"]
+    last = [state for state in states if state["phase"] == "training"][-1]
+    assert last["done"] == last["total"] == 2 * last["batches"]
+    assert {"epoch", "epochs", "batch", "loss", "lr", "seconds_left", "device"} <= last.keys()
+
+
+def test_epochs_and_losses_are_published_as_they_come(trained):
+    rows = [message["row"] for message in trained["messages"] if "row" in message]
+    assert [value for name, value in rows if name == "epochs"] == trained["report"]["epochs"] == trained["info"]["epochs"]
+    assert [value for name, value in rows if name == "loss"] == trained["report"]["loss"]
+    assert [row["epoch"] for row in trained["report"]["epochs"]] == [1, 2]
+
+
+def test_the_same_spec_gives_the_same_weights(trained, ready):
+    settings, storage = ready
+    train(TrainSpec(**SPEC | {"epochs": 2}), "again", storage, settings, Progress(lambda _: None))
+    key = models.key("digits", 1, "model.safetensors")
+    assert storage.read(key) == trained["storage"].read(key)
+
+
+def test_the_export_loads_where_only_fastai_is(trained, tmp_path):
+    export = trained["storage"].local(models.key("digits", 1, "export.pkl"))
+    row = trained["rows"][0]
+    image = trained["storage"].local(datasets.image_key(row["sha256"], row["ext"]))
+    code = (
+        "import sys; from fastai.vision.all import *\n"
+        f"learner = load_learner({str(export)!r}); learner.remove_cb(ProgressCallback); label, _, probabilities = learner.predict({str(image)!r})\n"
+        f"assert learner.predict(Path({str(image)!r}))[0] == learner.predict(PILImage.create({str(image)!r}))[0] == label\n"
+        "assert not {name.split('.')[0] for name in sys.modules} & {'worker', 'shared'}\n"
+        "print(label, round(float(probabilities.sum()), 3))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("digit ")
+    assert done.stdout.strip().endswith("1.0")
+
+
+def test_the_export_holds_no_path_of_this_machine(trained):
+    assert str(trained["settings"].cache.parent).encode() not in trained["storage"].read(models.key("digits", 1, "export.pkl"))
+
+
+@pytest.mark.parametrize("when", ["preparing", "training", "evaluating", "saving"])
+def test_a_cancel_leaves_nothing(ready, when):
+    settings, storage = ready
+    stop = threading.Event()
+    seen = []
+
+    def emit(message):
+        seen.append(message)
+        if message.get("progress", {}).get("phase") == when and (when != "training" or message["progress"]["done"] >= 2):
+            stop.set()
+
+    with pytest.raises(Cancelled):
+        train(TrainSpec(**SPEC), "job1", storage, settings, Progress(emit, stop))
+    assert nothing_stays(settings, storage)
+    assert seen[-1]["progress"]["phase"] == when if "progress" in seen[-1] else when == "training"
+
+
+def test_a_cancel_is_seen_before_the_next_batch(ready):
+    settings, storage = ready
+    stop = threading.Event()
+    batches = []
+
+    def emit(message):
+        if message.get("row", [""])[0] == "loss":
+            batches.append(message["row"][1][0])
+            stop.set()
+
+    with pytest.raises(Cancelled):
+        train(TrainSpec(**SPEC), "job1", storage, settings, Progress(emit, stop))
+    assert batches == [1]
+
+
+def test_a_loss_that_is_no_number_is_a_sentence_and_no_model(ready, tmp_path, monkeypatch):
+    settings, storage = ready
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    random_weights("squeezenet1_1", tmp_path / "torch", scale=1e20)
+    with pytest.raises(DarkroomError, match="smaller learning rate"):
+        train(TrainSpec(**SPEC | {"pretrained": True}), "job1", storage, settings, Progress(lambda _: None))
+    assert nothing_stays(settings, storage)
+
+
+def test_a_batch_larger_than_the_training_set_is_made_smaller_and_remarked(tmp_path):
+    settings, storage = place(tmp_path)
+    publish(storage, tmp_path / "files", digits(per_class=2, classes=2))
+    train(TrainSpec(**SPEC | {"batch_size": 64}), "job1", storage, settings, Progress(lambda _: None))
+    info = models.info(storage, "digits", 1)
+    assert (info["train_images"], info["batch_size"], info["valid_images"]) == (2, 2, 2)
+    assert "instead of 64" in info["remarks"][0]
+
+
+def test_a_dataset_of_one_class_is_a_sentence(tmp_path):
+    settings, storage = place(tmp_path)
+    publish(storage, tmp_path / "files", digits(classes=1))
+    with pytest.raises(DarkroomError, match="'digit 0'; a classifier needs at least two classes"):
+        train(TrainSpec(**SPEC), "job1", storage, settings, Progress(lambda _: None))
+
+
+def test_a_class_of_one_image_is_a_sentence(tmp_path):
+    settings, storage = place(tmp_path)
+    publish(storage, tmp_path / "files", digits()[:-39])
+    with pytest.raises(DarkroomError, match="a single image of 'digit 2'"):
+        train(TrainSpec(**SPEC), "job1", storage, settings, Progress(lambda _: None))
+
+
+def test_images_too_small_for_the_network_are_a_sentence(ready):
+    settings, storage = ready
+    with pytest.raises(DarkroomError, match="16 pixels are too small for squeezenet1_1"):
+        train(TrainSpec(**SPEC | {"image_size": 16}), "job1", storage, settings, Progress(lambda _: None))
+
+
+def test_too_little_memory_is_a_sentence():
+    with pytest.raises(DarkroomError, match="smaller batch size or a smaller image size"), _told_when_memory_runs_out(TrainSpec(**SPEC)):
+        torch.empty(2**60)
+
+
+def test_a_loader_process_that_was_killed_is_a_sentence():
+    with pytest.raises(DarkroomError, match="shared memory"), _told_when_memory_runs_out(TrainSpec(**SPEC)):
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error.")
+
+
+def test_loader_processes_are_used_where_there_is_much_to_decode():
+    few = [Sample("", "", "", False, Path(), 32 * 32)] * 1000
+    assert loader_workers(few) == 0
+    assert loader_workers([*few, Sample("", "", "", False, Path(), 60_000_000)]) >= 1
+
+
+@pytest.mark.parametrize("frozen_epochs", [0, 1])
+def test_from_weights_the_head_is_trained_first(ready, tmp_path, monkeypatch, frozen_epochs):
+    settings, storage = ready
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    random_weights("squeezenet1_1", tmp_path / "torch")
+    spec = TrainSpec(**SPEC | {"pretrained": True, "frozen_epochs": frozen_epochs})
+    train(spec, "job1", storage, settings, Progress(lambda _: None))
+    info = models.info(storage, "digits", 1)
+    assert [row["frozen"] for row in info["epochs"]] == [True] * frozen_epochs + [False]
+    assert info["weights"] == weights_file("squeezenet1_1").name
+    assert info["mean"] == [0.485, 0.456, 0.406]
+
+
+def test_missing_weights_are_a_sentence_that_says_which_file_to_put_where(ready, tmp_path, monkeypatch):
+    settings, storage = ready
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # refused at once, with and without a network
+    monkeypatch.setattr(urllib.request, "_opener", None)  # it would remember the proxies of an earlier download
+    with pytest.raises(DarkroomError) as raised:
+        train(TrainSpec(**SPEC | {"pretrained": True}), "job1", storage, settings, Progress(lambda _: None))
+    path = tmp_path / "torch" / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth"
+    assert str(path) in str(raised.value)
+    assert "from scratch" in str(raised.value)
+    assert list(path.parent.iterdir()) == []
+    assert nothing_stays(settings, storage)
+
+
+def test_damaged_weights_are_a_sentence(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    random_weights("squeezenet1_1", tmp_path)
+    path = weights_file("squeezenet1_1")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DarkroomError, match="does not hold the ImageNet weights"):
+        fetch_weights("squeezenet1_1")
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_file_of_the_weights_is_known_for_every_architecture(arch):
+    assert weights_file(arch).name.startswith(arch)
+    assert weights_file(arch).suffix == ".pth"
+
+
+def scene(mode="RGB"):
+    """A picture that shows which way is up: 60 x 40, red above, blue below."""
+    image = Image.new("RGB", (60, 40), "red")
+    image.paste("blue", (0, 20, 60, 40))
+    return image.convert(mode)
+
+
+def turned():
+    """The bytes of a JPEG that a camera held upright."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    return encoded(scene(), "JPEG", exif=exif, quality=95)
+
+
+def see_through():
+    """The bytes of a PNG whose left half is transparent."""
+    image = scene("RGBA")
+    image.paste((0, 0, 0, 0), (0, 0, 30, 40))
+    return encoded(image)
+
+
+ODD = {
+    "exif": turned,
+    "cmyk": lambda: encoded(scene("CMYK"), "JPEG"),
+    "palette": lambda: encoded(scene("P")),
+    "transparent": see_through,
+    "16-bit": lambda: encoded(Image.fromarray(np.linspace(0, 65535, 2400).astype(np.uint16).reshape(40, 60))),
+    "gif": lambda: encoded(scene(), "GIF"),
+    "webp": lambda: encoded(scene(), "WEBP", lossless=True),
+}
+PLAIN = {
+    "jpeg": lambda: encoded(scene(), "JPEG"),
+    "png": lambda: encoded(scene()),
+    "grey jpeg": lambda: encoded(scene("L"), "JPEG"),
+    "grey png": lambda: encoded(scene("L")),
+}
+
+
+@pytest.mark.parametrize("kind", [*ODD, *PLAIN])
+def test_fastai_sees_every_picture_upright_and_in_colour(tmp_path, kind):
+    _, storage = place(tmp_path)
+    data = {**ODD, **PLAIN}[kind]()
+    (row,) = publish(storage, tmp_path / "files", [("x", data)])
+    path = prepare(row, storage, tmp_path / "prepared")
+    assert np.array_equal(np.asarray(PILImage.create(path)), np.asarray(decode(data).image))
+    assert is_plain(path)
+    assert (path.parent == tmp_path / "prepared") == (kind in ODD)
+
+
+def test_a_picture_is_prepared_once(tmp_path):
+    _, storage = place(tmp_path)
+    (row,) = publish(storage, tmp_path / "files", [("x", turned())])
+    first = prepare(row, storage, tmp_path / "prepared").stat().st_mtime_ns
+    assert prepare(row, storage, tmp_path / "prepared").stat().st_mtime_ns == first
+    assert len(list((tmp_path / "prepared").iterdir())) == 1
+
+
+def test_a_mixed_bag_of_formats_is_trained_on(tmp_path):
+    settings, storage = place(tmp_path)
+    files = [("odd", make()) for make in ODD.values()] + [("plain", make()) for make in PLAIN.values()]
+    publish(storage, tmp_path / "files", files)
+    result = train(TrainSpec(**SPEC | {"batch_size": 2}), "job1", storage, settings, Progress(lambda _: None))
+    assert result["version"] == 1
+
+
+def test_a_kept_image_that_cannot_be_opened_is_a_sentence_that_names_it(ready):
+    settings, storage = ready
+    row = datasets.rows(storage, "digits", 1)[5]
+    storage.write(datasets.image_key(row["sha256"], row["ext"]), b"not a picture")
+    with pytest.raises(DarkroomError, match=f"{row['sha256']}.png of the class 'digit 0'"):
+        train(TrainSpec(**SPEC), "job1", storage, settings, Progress(lambda _: None))
+
+
+def test_the_interval_is_wilsons():
+    # Newcombe 1998, table I: 81 of 263 and 0 of 20
+    assert [round(x, 4) for x in wilson(81, 263)] == [0.2553, 0.3662]
+    assert [round(x, 4) for x in wilson(0, 20)] == [0.0, 0.1611]
