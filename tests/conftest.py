@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from cli.start import environment, redis_server
+from cli.start import environment, free_port, redis_server
 from shared.settings import Settings
 
 
@@ -135,3 +136,33 @@ def until(condition: Callable[[], object], seconds: float = 60, explain: Callabl
     while not condition():
         assert time.monotonic() < end, f"did not come true in {seconds} s. {explain()}"
         time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of a Chromium or Chrome. Without one browser tests skip, but not in CI."""
+    for name in ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome"):
+        if path := shutil.which(name):
+            return path
+    if os.environ.get("CI"):
+        pytest.fail("CI needs a Chromium on PATH; `make chromium` installs one on Debian")
+    pytest.skip("there is no Chromium or Chrome on PATH")
+
+
+@pytest.fixture(scope="module")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Everything as `darkroom up` starts it, Redis included, on an empty storage; its address."""
+    home = tmp_path_factory.mktemp("system")
+    port = free_port("127.0.0.1")
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("DARKROOM_")}
+    command = [sys.executable, "-m", "cli", "up", "--port", str(port), "--storage", str(home / "store")]
+    with (home / "up.log").open("wb") as log:
+        process = subprocess.Popen(command, env={**environ, "DARKROOM_CACHE": str(home / "cache")}, stdout=log, stderr=log)
+    ready = f"http://127.0.0.1:{port}"
+    until(lambda: "Darkroom is at" in (home / "up.log").read_text() or process.poll() is not None, 60)
+    assert process.poll() is None, (home / "up.log").read_text()
+    family = descendants(process.pid)
+    yield ready
+    process.send_signal(signal.SIGINT)
+    process.wait(60)
+    until(lambda: not [pid for pid in family if alive(pid)], 15, lambda: "darkroom up left processes behind")

@@ -13,9 +13,16 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from fastai.data.block import CategoryBlock, DataBlock
+from fastai.data.transforms import parent_label
+from fastai.torch_core import set_seed
+from fastai.vision.augment import RandomResizedCrop, aug_transforms
 from fastai.vision.core import PILImage
+from fastai.vision.data import ImageBlock
+from fastai.vision.learner import vision_learner
 from PIL import Image
 from sklearn.datasets import load_digits
+from torchvision.models import squeezenet1_1
 
 from shared import datasets, models
 from shared.errors import Cancelled, DarkroomError
@@ -26,7 +33,7 @@ from shared.storage import Storage
 from worker.progress import Progress
 from worker.training import _told_when_memory_runs_out, train
 from worker.training.pictures import Sample, is_plain, prepare
-from worker.training.recipe import loader_workers
+from worker.training.recipe import build_learner, loader_workers
 from worker.training.report import wilson
 from worker.training.weights import fetch_weights, weights_file
 
@@ -201,6 +208,40 @@ def test_the_export_loads_where_only_fastai_is(trained, tmp_path):
 
 def test_the_export_holds_no_path_of_this_machine(trained):
     assert str(trained["settings"].cache.parent).encode() not in trained["storage"].read(models.key("digits", 1, "export.pkl"))
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_the_learner_is_the_one_of_the_course(tmp_path, monkeypatch, pretrained):
+    # Given a folder per class
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    random_weights("squeezenet1_1", tmp_path / "torch")
+    for i, (label, data) in enumerate(digits(per_class=10)):
+        (tmp_path / label).mkdir(exist_ok=True)
+        (tmp_path / label / f"{i}.png").write_bytes(data)
+    files = sorted(tmp_path.glob("digit*/*.png"))
+    splits = [[i for i in range(30) if i % 5], list(range(0, 30, 5))]
+    # When a learner is built here, and with fastai's data block
+    spec = TrainSpec(**SPEC | {"pretrained": pretrained, "augment": "course"})
+    ours = build_learner(spec, [Sample("", "png", f.parent.name, not i % 5, f, 32 * 32) for i, f in enumerate(files)])
+    set_seed(42, reproducible=True)
+    block = DataBlock(
+        blocks=(ImageBlock, CategoryBlock),
+        splitter=lambda _: splits,
+        get_y=parent_label,
+        item_tfms=RandomResizedCrop(32, min_scale=0.5),
+        batch_tfms=aug_transforms(),
+    )
+    theirs = vision_learner(block.dataloaders(files, bs=16, num_workers=0), squeezenet1_1, pretrained=pretrained)
+    # Then they start from the same weights and are shown the same first batch
+    expected = theirs.model.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in ours.model.state_dict().items())
+    batches = []
+    for learner in (ours, theirs):
+        set_seed(1)
+        batches.append(learner.dls.train.one_batch())
+    assert torch.equal(batches[0][0], batches[1][0])
+    assert torch.equal(batches[0][1], batches[1][1])
+    assert str(ours.dls.valid.after_item) == str(theirs.dls.valid.after_item)
 
 
 @pytest.mark.parametrize("when", ["preparing", "training", "evaluating", "saving"])

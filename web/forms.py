@@ -95,6 +95,8 @@ class SpecForm:
         """Put the error at its field, or every finding at its own; returns the HTTP status of the page that shows it."""
         named = getattr(error, "field", None)
         self.errors = findings(self.kind, data) or {named if named in self.fields else "": str(error)}
+        if named and named not in data:  # it could not even be put together: its own sentence says more than "this is needed"
+            self.errors[named] = str(error)
         return 503 if isinstance(error, Unavailable) else 422
 
 

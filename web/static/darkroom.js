@@ -58,6 +58,7 @@ document.addEventListener("htmx:afterSwap", () => {
     document.body.dataset.state = part.dataset.state;
     said.textContent = part.dataset.says || "";
     showIcon();
+    if (["done", "failed", "cancelled"].includes(part.dataset.state)) document.dispatchEvent(new Event("ended"));
   }
 });
 /* What a reader has opened stays open when a live part is replaced. */

@@ -1,0 +1,148 @@
+"""The whole way in a real Chromium, as a person goes it: a dataset, a training, a batch, one image, a retrain."""
+
+import csv
+import io
+import re
+import shutil
+
+import pytest
+from playwright.sync_api import Page, expect, sync_playwright
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+MINUTES = 180_000  # milliseconds a job may take here
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, system):
+    context = browser.new_context(base_url=system, accept_downloads=True)
+    page = context.new_page()
+    complaints = []
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" and "422" not in message.text else None)
+    yield page
+    context.close()
+    assert complaints == []
+
+
+@pytest.fixture(scope="module")
+def zipped(digits, tmp_path_factory):
+    return shutil.make_archive(str(tmp_path_factory.mktemp("zip") / "digits"), "zip", digits)
+
+
+def fill(page: Page, **values) -> None:
+    for name, value in values.items():
+        box = page.locator(f"[name={name}]:not([type=hidden])").first
+        if box.evaluate("box => box.tagName == 'SELECT'"):
+            box.select_option(value)
+        else:
+            box.fill(str(value))
+
+
+def ends(page: Page, state: str) -> None:
+    """Wait, as the page updates itself, until its job has ended in this state."""
+    expect(page.locator("[data-state=done], [data-state=failed], [data-state=cancelled]").first).to_be_attached(timeout=MINUTES)
+    expect(page.locator(f"[data-state={state}]").first).to_be_visible()
+
+
+def wide_enough(page: Page) -> None:
+    """Nothing is cut off or needs a sideways scroll on a phone."""
+    page.set_viewport_size({"width": 360, "height": 740})
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_from_a_zip_to_labels_and_to_a_retrain(page, zipped, digits):
+    page.goto("/")
+    wide_enough(page)
+
+    # a dataset from a zip
+    page.goto("/datasets/new")
+    page.get_by_label("A zip").check()
+    fill(page, dataset="scans")
+    page.set_input_files("[name=zip]", zipped)
+    page.get_by_role("button", name="Make the dataset").click()
+    ends(page, "done")
+    page.goto("/datasets/scans")
+    expect(page.get_by_text("digit 3").first).to_be_visible()
+    thumbnail = page.locator("img[src*='/thumb']").first
+    expect(thumbnail).to_be_visible()
+    assert thumbnail.evaluate("image => image.complete && image.naturalWidth > 0")
+    wide_enough(page)
+
+    # a training, whose epochs arrive while it runs
+    page.goto("/trainings/new?dataset=scans")
+    fill(page, epochs=6, image_size=32)
+    page.locator("details.more summary").click()
+    page.locator("[name=pretrained][type=checkbox]").uncheck()
+    fill(page, augment="none", batch_size=16, base_lr=0.005)
+    page.get_by_role("button", name="Train").click()
+    expect(page.locator("table tbody tr:visible").first).to_be_visible(timeout=MINUTES)
+    assert page.locator("svg").count() > 0
+    ends(page, "done")
+    page.goto("/models/scans/v/1")
+    expect(page.locator("table.matrix")).to_be_visible()
+    expect(page.locator("#top-losses img").first).to_be_visible()
+    wide_enough(page)
+
+    # one image
+    page.set_input_files("[name=image]", str(next((digits / "digit 0").glob("*.png"))))
+    page.get_by_role("button", name="Classify it").click()
+    expect(page.locator("#answer")).to_contain_text(re.compile(r"digit \d"), timeout=MINUTES)
+
+    # a batch of the same zip
+    page.goto("/batches/new?model=scans/v1")
+    page.get_by_label("A zip").check()
+    page.set_input_files("[name=zip]", zipped)
+    page.get_by_role("button", name="Classify", exact=True).click()
+    ends(page, "done")
+    expect(page.locator("img[src*='/items/']").first).to_be_visible()
+    wide_enough(page)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="CSV").click()
+    rows = list(csv.DictReader(io.StringIO(download.value.path().read_text(), newline="")))
+    assert len(rows) == 120
+    assert {row["error_code"] for row in rows} == {""}
+
+    # a retrain, its form filled in with what made the model
+    page.goto("/models/scans/v/1")
+    page.get_by_role("link", name="Retrain").click()
+    expect(page.locator("[name=epochs]")).to_have_value("6")
+    expect(page.locator("[name=image_size]")).to_have_value("32")
+    page.get_by_role("button", name="Train").click()
+    expect(page.get_by_role("button", name="Cancel")).to_be_visible()
+    page.get_by_role("button", name="Cancel").click()
+    ends(page, "cancelled")
+
+    page.goto("/workers")
+    expect(page.get_by_text("predict").first).to_be_visible()
+    wide_enough(page)
+
+
+def test_a_bad_zip_is_told_at_the_form_and_nothing_is_lost(page, tmp_path):
+    bad = tmp_path / "bad.zip"
+    bad.write_text("I am no zip")
+    page.goto("/datasets/new")
+    page.get_by_label("A zip").check()
+    fill(page, dataset="bad")
+    page.set_input_files("[name=zip]", str(bad))
+    page.get_by_role("button", name="Make the dataset").click()
+    expect(page.get_by_text("not a zip")).to_be_visible()
+    expect(page.locator("[name=dataset]")).to_have_value("bad")
+
+
+def test_a_bad_name_is_told_at_its_field(page):
+    page.goto("/datasets/new")
+    page.get_by_label("A folder on the server").check()
+    fill(page, dataset="../<b>", path="/tmp")
+    page.get_by_role("button", name="Make the dataset").click()
+    expect(page.get_by_text("a name is lower-case letters")).to_be_visible()
+    expect(page.locator("[name=dataset]")).to_have_value("../<b>")
