@@ -21,7 +21,7 @@ from shared.settings import Settings
 DATASET = MODEL = "digits"
 SIDE = 32  # pixels; the scans were 32 x 32 before they were reduced to 8 x 8
 # small scans of upright digits: from scratch, without flips, and few epochs
-TRAINING = {"pretrained": False, "image_size": SIDE, "min_scale": 0.8, "augment": "light", "epochs": 6, "base_lr": 5e-3}
+TRAINING = {"pretrained": False, "image_size": SIDE, "augment": "light", "epochs": 5}
 
 
 def demo(settings: Settings, once: bool = False, as_json: bool = False) -> int:
@@ -107,7 +107,7 @@ def _tell(facts: dict[str, Any], address: str) -> None:
     print(f"{'image':<14} {'label':<6} {'probability':>11}  decision")
     for row in rows:
         print(f"{row['uri']:<14} {row['label']:<6} {float(row['probability']):>11.3f}  {row['decision']}")
-    print(f"...\n\nAll rows: {facts['results']}\nThe page: {address}/models/{facts['model']}", flush=True)
+    print(f"...\n\nAll rows: {facts['results']}\nThe page: {address}/models/{facts['model'].replace('/v', '/v/')}", flush=True)
 
 
 def _on_free_port(settings: Settings) -> Settings:

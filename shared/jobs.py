@@ -22,7 +22,7 @@ Keys, all under `darkroom:` (times are milliseconds of Redis's own clock):
 | `idem:<key>`              | string | job id that an Idempotency-Key made                                                | a day        |
 | `worker:<name>`           | string | JSON of a live worker                                                              | 30 s         |
 | `predict:<id>`, `:reply`  | string, list | one image to label at once, and the answer                                   | a minute     |
-| `sweeper`                 | string | lock of the sweeper                                                                | 15 s         |
+| `sweeper`                 | string | lock of the sweeper                                                                | 6 s          |
 """
 
 import base64
@@ -46,6 +46,7 @@ from shared.storage import Storage
 
 PREFIX = "darkroom:"
 ID = re.compile(r"[0-9a-v]{20}")
+SWEEPER_MS = 6000  # how long the sweeper's lock outlives a sweeper that died
 WINDOW = 16  # units of one job in the queue or leased at once, so that a small job never waits behind a giant
 
 
@@ -263,14 +264,14 @@ class JobStore:
     # -- the sweeper --------------------------------------------------------------------------------------------------
 
     def sweeping(self, worker: str) -> bool:
-        """Whether this worker is the one that sweeps for the next 15 seconds."""
+        """Whether this worker is the one that sweeps for the next seconds; asked again every two."""
         with reachable():
             key = f"{PREFIX}sweeper"
-            if self.redis.set(key, worker, nx=True, px=15_000):
+            if self.redis.set(key, worker, nx=True, px=SWEEPER_MS):
                 return True
             if self.redis.get(key) != worker.encode():
                 return False
-            self.redis.pexpire(key, 15_000)
+            self.redis.pexpire(key, SWEEPER_MS)
             return True
 
     def expire_leases(self) -> list[tuple[str, str]]:

@@ -262,7 +262,7 @@ def test_a_training_goes_on_while_redis_is_away(with_model, start_worker, own_re
     settings = with_model.model_copy(update={"redis_url": own_redis.url, "lease_seconds": 60})
     backend = Backend(settings)
     start_worker("train", settings=settings)
-    spec = {"dataset": "digits", "model": "slow", "pretrained": False, "image_size": 32, "epochs": 12, "batch_size": 16}
+    spec = {"dataset": "digits", "model": "slow", "pretrained": False, "image_size": 32, "epochs": 6, "batch_size": 16}
     job = submit(backend, "train", spec).id
     until(lambda: backend.store.rows(job, "epochs"), explain=explain(backend, job))
     own_redis.stop()
@@ -270,7 +270,7 @@ def test_a_training_goes_on_while_redis_is_away(with_model, start_worker, own_re
     own_redis.start()
     until(lambda: ended(backend, job), 90, explain(backend, job))
     assert backend.store.get(job).state == State.DONE
-    assert [row["epoch"] for row in backend.store.rows(job, "epochs")] == list(range(1, 13))
+    assert [row["epoch"] for row in backend.store.rows(job, "epochs")] == list(range(1, 7))
     assert attempts(backend, job) == 1
 
 

@@ -75,9 +75,9 @@ def items_of(storage: Storage, job: str, first: int, last: int, shard_size: int)
 
 
 def finish(spec: ClassifySpec, job: str, started: float, storage: Storage, progress: Progress) -> dict[str, Any]:
-    """Gather the shards into results.csv and results.parquet, then write info.json, and return it.
+    """Gather the shards into results.csv and results.parquet, then write info.json; returns the job's result.
 
-    Keys: items, errors, review, seconds, images_per_second, csv, parquet (storage keys), model, created.
+    Keys: items, errors, review, seconds, images_per_second, csv and parquet (storage keys).
     """
     progress.update(phase="finishing")
     seconds = max(time.time() - started, 1e-3)
@@ -93,7 +93,7 @@ def finish(spec: ClassifySpec, job: str, started: float, storage: Storage, progr
             writer.write_table(table.cast(results.ROWS))
             progress.check()
     storage.clear_unfinished(f"{base}/shards")  # of workers that were killed
-    info = {
+    result = {
         "items": counts["done"],
         "errors": counts["errors"],
         "review": counts["review"],
@@ -101,11 +101,9 @@ def finish(spec: ClassifySpec, job: str, started: float, storage: Storage, progr
         "images_per_second": round(counts["done"] / seconds, 2),
         "csv": f"{base}/results.csv",
         "parquet": f"{base}/results.parquet",
-        "model": spec.model,
-        "created": time.time(),
     }
-    storage.write_json(f"{base}/info.json", info)
-    return info
+    storage.write_json(f"{base}/info.json", {**result, "model": spec.model, "created": time.time()})
+    return result
 
 
 def _check_complete(storage: Storage, job: str, names: list[str]) -> dict[str, int]:

@@ -42,7 +42,7 @@ class Network:
     @torch.inference_mode()
     def probabilities(self, batch: torch.Tensor) -> np.ndarray:
         """(N, 3, S, S) uint8 -> (N, C) float32, each row summing to 1. Raises torch.OutOfMemoryError."""
-        pixels = batch.to(self.device).float().div_(255)
+        pixels = batch.to(self.device).contiguous(memory_format=torch.channels_last).float().div_(255)
         if self.mean is not None:
             pixels = (pixels - self.mean) / self.std
         return self.model(pixels).softmax(dim=1).cpu().numpy()  # type: ignore[no-any-return]
@@ -67,7 +67,7 @@ def load_network(folder: Path) -> Network:
         ) from None
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     mean, std = (_channels(info[key], device) for key in ("mean", "std"))
-    return Network(model.eval().to(device), info["classes"], info["image_size"], device, mean, std)
+    return Network(model.eval().to(device, memory_format=torch.channels_last), info["classes"], info["image_size"], device, mean, std)
 
 
 def _read_info(path: Path) -> dict[str, Any]:
