@@ -1,17 +1,19 @@
 """The web: pages for people, a JSON API for programs. It takes orders and shows results; it never imports torch."""
 
 import secrets
+from importlib import import_module
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import structlog
 from flask import Flask, Response, abort, request
 from flask_wtf import CSRFProtect
 
 from shared.settings import Settings
+from web.api import blueprint as api
+from web.api import install as install_api
 from web.backend import Backend
 
-log = structlog.get_logger()
+PAGES = ("pages", "datasets", "models", "batches", "jobs", "workers", "images")  # a module a noun, each with its `blueprint`
 
 
 def create_app(settings: Settings) -> Flask:
@@ -33,12 +35,11 @@ def create_app(settings: Settings) -> Flask:
     csrf = CSRFProtect(app)
     app.before_request(_refuse_other_sites)
     app.after_request(_harden)
-    from web import api, batches, datasets, images, jobs, models, pages, workers
-
-    csrf.exempt(api.blueprint)  # no cookie means anything to the API, and `_refuse_other_sites` guards it
-    for module in (pages, datasets, models, batches, jobs, workers, images, api):
-        app.register_blueprint(module.blueprint)
-    api.install(app)
+    for name in PAGES:
+        app.register_blueprint(import_module(f"web.{name}").blueprint)
+    install_api(app)
+    csrf.exempt(api)  # no cookie means anything to the API, and `_refuse_other_sites` guards it
+    app.register_blueprint(api)
     return app
 
 

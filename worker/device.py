@@ -16,7 +16,6 @@ from typing import Any
 
 from shared.settings import Settings
 
-
 # OpenMP's threads wait for each other by spinning, and a machine with more children than processors then spins instead of
 # working: a step of resnet18 took 47 ms alone, 607 ms beside two others, and 206 ms with this limit, which costs nothing alone
 SPINS = "10000"
