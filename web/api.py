@@ -13,13 +13,13 @@ from flask import Blueprint, Flask, Response, current_app, jsonify, request, url
 from werkzeug.exceptions import BadRequest, MethodNotAllowed, UnsupportedMediaType
 
 from shared import datasets, models, results
-from shared.errors import DarkroomError, Invalid, NotFound, Unavailable
+from shared.errors import DarkroomError, Invalid, NotFound
 from shared.items import upload_key
 from shared.jobs import Job, State, reachable
-from shared.queue import QUEUE_OF, QUEUES, send_predict
+from shared.queue import QUEUE_OF, QUEUES
 from shared.storage import versions
 from web import orders, problems
-from web.backend import Backend, backend
+from web.backend import Backend, backend, batch_of, job_of
 from web.downloads import attachment, streamed_results
 from web.uploads import FormRequest, keep_files, keep_zip
 
@@ -27,9 +27,7 @@ blueprint = Blueprint("api", __name__, url_prefix="/api/v1")
 problems.register(blueprint)
 
 MAX_JSON_BYTES = 64 * 2**20  # a list of 100,000 long addresses
-PREDICT_SECONDS = 30
 MODEL_FILES = ("model.safetensors", "info.json", "report.json", "export.pkl")
-NOBODY_PREDICTS = "No worker answers single images at the moment. Start one with `darkroom worker --queues predict,classify`."
 
 
 def install(app: Flask) -> None:
@@ -140,7 +138,7 @@ def list_batches() -> Response:
 @blueprint.get("/batches/<job_id>")
 def show_batch(job_id: str) -> Response:
     """A batch with its histograms and its newest rows."""
-    job, store = _batch(job_id), backend().store
+    job, store = batch_of(job_id), backend().store
     histograms = {name: store.histogram(job_id, name) for name in ("labels", "confidence", "reasons")}
     return jsonify({**_job_json(job), "histograms": histograms, "latest": store.rows(job_id, "latest")})
 
@@ -148,7 +146,7 @@ def show_batch(job_id: str) -> Response:
 @blueprint.get("/batches/<job_id>/rows")
 def list_rows(job_id: str) -> Response:
     """Rows that are done, in the order of the items: those of one label or decision, or the errors, if asked for."""
-    job, args, limit = _batch(job_id), request.args, _number("limit", 100, 1, 1000)
+    job, args, limit = batch_of(job_id), request.args, _number("limit", 100, 1, 1000)
     rows = results.page(
         backend().storage,
         job_id,
@@ -165,7 +163,7 @@ def list_rows(job_id: str) -> Response:
 @blueprint.get("/batches/<job_id>/results.<any(csv,jsonl,parquet):form>")
 def download_results(job_id: str, form: str) -> Response:
     """All rows as a file: the finished one, or while the batch runs what is done so far."""
-    job, storage = _batch(job_id), backend().storage
+    job, storage = batch_of(job_id), backend().storage
     if job.state is State.DONE and form in job.result:
         return attachment(storage, job.result[form], f"batch-{job_id}.{form}")
     return streamed_results(storage, job_id, form)
@@ -177,16 +175,7 @@ def predict() -> Response:
     b = backend()
     name, version = models.resolve(b.storage, request.args.get("model", ""))
     image = _image(b.settings.max_image_bytes)
-    if not any("predict" in worker.get("queues", ()) for worker in b.store.workers()):
-        raise Unavailable(NOBODY_PREDICTS)
-    question_id = b.store.ask({"model": f"{name}/v{version}"}, image)
-    send_predict(b.celery, question_id)
-    answer = b.store.await_answer(question_id, PREDICT_SECONDS)
-    if answer is None:
-        raise Unavailable(f"No worker answered within {PREDICT_SECONDS} seconds; they may be busy with a batch. {NOBODY_PREDICTS}")
-    if "error" in answer:
-        raise Invalid(str(answer["error"]), field="image")
-    return jsonify(answer)
+    return jsonify(orders.predict(b, f"{name}/v{version}", image))
 
 
 def _image(most: int) -> bytes:
@@ -217,7 +206,7 @@ def list_jobs() -> Response:
 @blueprint.get("/jobs/<job_id>")
 def show_job(job_id: str) -> Response:
     """A job; a training with its epochs and, unless `?lists=epochs` asks for these alone, the loss of its batches."""
-    job = _job(job_id)
+    job = job_of(job_id)
     lists = ("epochs", "loss") if job.kind == "train" else ()
     wanted = request.args.get("lists", "epochs,loss").split(",")
     return jsonify({**_job_json(job), **{name: backend().store.rows(job_id, name) for name in lists if name in wanted}})
@@ -226,14 +215,14 @@ def show_job(job_id: str) -> Response:
 @blueprint.post("/jobs/<job_id>/cancel")
 def cancel_job(job_id: str) -> Response:
     """Ask a job to end."""
-    orders.cancel(backend(), _job(job_id).id)
-    return _accepted(_job(job_id))
+    orders.cancel(backend(), job_of(job_id).id)
+    return _accepted(job_of(job_id))
 
 
 @blueprint.post("/jobs/<job_id>/retry")
 def retry_job(job_id: str) -> Response:
     """Order again what a failed or cancelled job asked for."""
-    return _accepted(orders.retry(backend(), _job(job_id).id))
+    return _accepted(orders.retry(backend(), job_of(job_id).id))
 
 
 @blueprint.get("/workers")
@@ -316,20 +305,6 @@ def _accepted(job: Job) -> Response:
     return response
 
 
-def _job(job_id: str) -> Job:
-    """Raises NotFound, also for what cannot be an id: it is part of Redis keys."""
-    if not re.fullmatch(r"[0-9a-z]{20}", job_id):
-        raise NotFound(f"There is no job {job_id[:40]!r}.")
-    return backend().store.get(job_id)
-
-
-def _batch(job_id: str) -> Job:
-    job = _job(job_id)
-    if job.kind != "classify":
-        raise NotFound(f"The job {job_id} is no batch; it is of the kind {job.kind}.")
-    return job
-
-
 def _job_json(job: Job) -> dict[str, Any]:
     """The job with a title and its queue. A long list of addresses is cut: the answer is polled twice a second."""
     spec, source = job.spec, job.spec.get("source", {})
@@ -341,8 +316,6 @@ def _job_json(job: Job) -> dict[str, Any]:
 def _page_of_jobs(key: str, kind: str | None) -> Response:
     limit, before = _number("limit", 50, 1, 500), request.args.get("before")
     state = _one_of("state", tuple(State))
-    if before:
-        _job(before)  # an unknown cursor would silently start anew
     found = backend().store.page(limit + 1, before or None, kind, (State(state),) if state else ())
     shown = found[:limit]
     return jsonify({key: [_job_json(job) for job in shown], "next": shown[-1].id if len(found) > limit else None})

@@ -6,8 +6,8 @@ from functools import cached_property
 from celery import Celery
 from flask import current_app
 
-from shared.errors import DarkroomError
-from shared.jobs import JobStore, connect
+from shared.errors import DarkroomError, NotFound
+from shared.jobs import Job, JobStore, connect
 from shared.queue import make_app
 from shared.settings import Settings
 from shared.storage import Storage
@@ -44,3 +44,16 @@ class Backend:
 def backend() -> Backend:
     """The backend of the app that answers this request."""
     return current_app.extensions["darkroom"]  # type: ignore[no-any-return]
+
+
+def job_of(job_id: str) -> Job:
+    """A job of the ledger. Raises NotFound."""
+    return backend().store.get(job_id)
+
+
+def batch_of(job_id: str) -> Job:
+    """The job of a batch. Raises NotFound."""
+    job = job_of(job_id)
+    if job.kind != "classify":
+        raise NotFound(f"The job {job_id} is no batch; it is of the kind {job.kind}.")
+    return job

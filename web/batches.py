@@ -11,9 +11,9 @@ from shared.errors import DarkroomError, Invalid, NotFound
 from shared.jobs import Job, State
 from shared.results import CONFIDENCE_BINS
 from web import charts, orders
-from web.backend import backend
+from web.backend import backend, batch_of
 from web.forms import SpecForm
-from web.jobs import batch_or_404, every
+from web.jobs import every
 from web.pages import fragment
 from web.uploads import keep_files
 
@@ -32,8 +32,6 @@ PAGE = 96
 def index() -> str:
     """The newest batches."""
     before = request.args.get("before")
-    if before:
-        batch_or_404(before)
     found = backend().store.page(51, before, kind="classify")
     return render_template("batches/index.html", batches=found[:50], older=found[49].id if len(found) > 50 else None)
 
@@ -85,20 +83,20 @@ def _form(form: SpecForm, typed: dict[str, str]) -> str:
 @blueprint.get("/batches/<batch>")
 def show(batch: str) -> str:
     """A batch: how far it is, its histograms, its newest rows, then all rows done so far."""
-    job = batch_or_404(batch)
+    job = batch_of(batch)
     return render_template("batches/show.html", **_view(job), **_rows(job))
 
 
 @blueprint.get("/batches/<batch>/live")
 def show_live(batch: str) -> Response:
     """The live part of a batch's page."""
-    return fragment("batches/_live.html", **_view(batch_or_404(batch)))
+    return fragment("batches/_live.html", **_view(batch_of(batch)))
 
 
 @blueprint.get("/batches/<batch>/items/<int(max=9999999999):item_id>")
 def item(batch: str, item_id: int) -> str:
     """A closer look at one row, with the rows beside it."""
-    job = batch_or_404(batch)
+    job = batch_of(batch)
     row = results.row(backend().storage, batch, item_id)
     top = [(label, p, charts.bar(p)) for label, p in zip(row["top_labels"] or [], row["top_probabilities"] or [], strict=True)]
     return render_template("batches/item.html", job=job, row=row, top=top, neighbours=_neighbours(batch, item_id))

@@ -13,9 +13,8 @@ from shared.errors import Invalid, NotFound
 from shared.images import EXTENSIONS, BadImage, thumbnail
 from shared.items import ItemReader
 from shared.storage import Storage
-from web.backend import backend
+from web.backend import backend, batch_of
 from web.downloads import attachment
-from web.jobs import batch_or_404
 
 blueprint = Blueprint("images", __name__)
 SIDES = (96, 144, 224, 448)
@@ -46,7 +45,7 @@ def original(sha256: str, ext: str) -> Response:
 @blueprint.get("/batches/<batch>/items/<int(max=9999999999):item_id>/thumb")
 def item_thumb(batch: str, item_id: int) -> Response:
     """A thumbnail of an item of a batch; a neutral square when the picture cannot be had."""
-    batch_or_404(batch)
+    batch_of(batch)
     storage, side = backend().storage, _side()
     row = results.row(storage, batch, item_id)
     if row["sha256"] and (kept := _kept(storage, row["sha256"], side)):

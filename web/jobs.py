@@ -1,16 +1,14 @@
 """Pages of jobs: the list, and one job while it lives and after it has ended."""
 
-import re
 from typing import Any
 
 from flask import Blueprint, Response, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as Redirect
 
-from shared.errors import NotFound
 from shared.jobs import Job, State
 from shared.queue import QUEUE_OF
 from web import charts, orders
-from web.backend import backend
+from web.backend import backend, job_of
 from web.pages import fragment, page_of
 
 blueprint = Blueprint("jobs", __name__)
@@ -32,8 +30,6 @@ def index_live() -> Response:
 def _listing() -> dict[str, Any]:
     kind, state, before = (request.args.get(name, "") for name in ("kind", "state", "before"))
     kind, state = kind if kind in QUEUE_OF else "", state if state in set(State) else ""
-    if before:
-        job_or_404(before)
     found = backend().store.page(PAGE + 1, before or None, kind or None, (State(state),) if state else ())
     jobs = found[:PAGE]
     every = 0 if before else (1 if any(not j.state.terminal for j in jobs) else 10)
@@ -53,19 +49,19 @@ def _listing() -> dict[str, Any]:
 @blueprint.get("/jobs/<job_id>")
 def show(job_id: str) -> str:
     """One job."""
-    return render_template("jobs/show.html", **_view(job_or_404(job_id)))
+    return render_template("jobs/show.html", **_view(job_of(job_id)))
 
 
 @blueprint.get("/jobs/<job_id>/live")
 def show_live(job_id: str) -> Response:
     """The live part of a job's page."""
-    return fragment("jobs/_live.html", **_view(job_or_404(job_id)))
+    return fragment("jobs/_live.html", **_view(job_of(job_id)))
 
 
 @blueprint.post("/jobs/<job_id>/cancel")
 def cancel(job_id: str) -> Redirect:
     """Ask the job to end."""
-    job = job_or_404(job_id)
+    job = job_of(job_id)
     orders.cancel(backend(), job.id)
     return redirect(page_of(job), 303)
 
@@ -73,22 +69,7 @@ def cancel(job_id: str) -> Redirect:
 @blueprint.post("/jobs/<job_id>/retry")
 def retry(job_id: str) -> Redirect:
     """Order the same again: a new job."""
-    return redirect(page_of(orders.retry(backend(), job_or_404(job_id).id)), 303)
-
-
-def job_or_404(job_id: str) -> Job:
-    """The job; an id that cannot be one never reaches Redis. Raises NotFound."""
-    if not re.fullmatch(r"[0-9a-z]{20}", job_id):
-        raise NotFound(f"There is no job {job_id[:40]!r}.")
-    return backend().store.get(job_id)
-
-
-def batch_or_404(job_id: str) -> Job:
-    """The job of a batch. Raises NotFound."""
-    job = job_or_404(job_id)
-    if job.kind != "classify":
-        raise NotFound(f"The job {job_id} is no batch; it is of the kind {job.kind}.")
-    return job
+    return redirect(page_of(orders.retry(backend(), job_of(job_id).id)), 303)
 
 
 def every(job: Job) -> int:

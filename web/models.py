@@ -9,10 +9,9 @@ from werkzeug.wrappers import Response as Redirect
 from shared import datasets, models
 from shared.errors import DarkroomError, Invalid, Unavailable
 from shared.images import read_bounded, thumbnail
-from shared.queue import send_predict
 from shared.storage import Storage
 from web import charts, orders
-from web.api import MODEL_FILES, NOBODY_PREDICTS, PREDICT_SECONDS
+from web.api import MODEL_FILES
 from web.backend import backend
 from web.forms import SpecForm
 from web.jobs import training_charts
@@ -88,15 +87,7 @@ def _ask(name: str, version: int) -> dict[str, Any]:
         raise Invalid("Choose an image first.", field="image")
     image = read_bounded(file.stream, b.settings.max_image_bytes)
     seen = "data:image/webp;base64," + base64.b64encode(thumbnail(image, 224)).decode()
-    if not any("predict" in worker.get("queues", ()) for worker in b.store.workers()):
-        raise Unavailable(NOBODY_PREDICTS)
-    question = b.store.ask({"model": f"{name}/v{version}"}, image)
-    send_predict(b.celery, question)
-    answer = b.store.await_answer(question, PREDICT_SECONDS)
-    if answer is None:
-        raise Unavailable(f"No worker answered within {PREDICT_SECONDS} seconds; they may be busy with a batch. {NOBODY_PREDICTS}")
-    if "error" in answer:
-        raise Invalid(str(answer["error"]), field="image")
+    answer = orders.predict(b, f"{name}/v{version}", image)
     ranked = sorted(answer["probabilities"].items(), key=lambda item: -item[1])[:20]
     return {**answer, "image": seen, "ranked": [(label, p, charts.bar(p)) for label, p in ranked]}
 

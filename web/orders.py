@@ -11,10 +11,12 @@ from shared import datasets, models
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
 from shared.items import check_folder, upload_key
 from shared.jobs import Job, State, keep_record
-from shared.queue import send
+from shared.queue import send, send_predict
 from shared.specs import AnySpec, ClassifySpec, FolderSource, ImportSpec, Name, TrainSpec, UploadSource, check, parse
 from web.backend import Backend
 
+PREDICT_SECONDS = 30
+NOBODY_PREDICTS = "No worker answers single images at the moment. Start one with `darkroom worker --queues predict,classify`."
 FIRST_UNIT = {"import": "main", "scrape": "main", "train": "main", "classify": "plan"}
 
 
@@ -95,3 +97,20 @@ def describe(job: Job) -> str:
             return f"Scrape {spec['dataset']}"
         case _:
             return f"Import {spec['dataset']}"
+
+
+def predict(backend: Backend, ref: str, image: bytes) -> dict[str, Any]:
+    """Label one image now and wait for the answer: label, probability, probabilities {class: p}, model, version, ms.
+
+    Raises Unavailable when no worker takes such questions or none answers in time, Invalid when the image cannot be used.
+    """
+    if not any("predict" in worker.get("queues", ()) for worker in backend.store.workers()):
+        raise Unavailable(NOBODY_PREDICTS)
+    question = backend.store.ask({"model": ref}, image)
+    send_predict(backend.celery, question)
+    answer = backend.store.await_answer(question, PREDICT_SECONDS)
+    if answer is None:
+        raise Unavailable(f"No worker answered within {PREDICT_SECONDS} seconds; they may be busy with a batch. {NOBODY_PREDICTS}")
+    if "error" in answer:
+        raise Invalid(str(answer["error"]), field="image")
+    return answer
