@@ -9,12 +9,13 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from celery import Celery
-from celery.signals import setup_logging, worker_process_init, worker_process_shutdown, worker_ready, worker_shutdown
+from celery.signals import setup_logging, worker_process_init, worker_process_shutdown, worker_ready
 
 from shared.jobs import JobStore, connect, new_id
 from shared.log import configure
@@ -33,10 +34,13 @@ def serve(settings: Settings, queues: list[str], name: str | None = None) -> Non
     name = name or f"{socket.gethostname()}-{'-'.join(queues)}-{new_id()[-4:]}"
     app = make_app(settings.redis_url or "")
     _add_tasks(app, settings, name)
-    _watch(app, settings, queues, name)
+    depart = _watch(app, settings, queues, name)
     where = ["--queues", ",".join(queues), "--hostname", f"{name}@%h", "--pool", "prefork", "--concurrency", "1"]
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--disable-prefetch", "--loglevel", settings.log_level]
-    app.worker_main(["worker", *where, *quiet])
+    try:
+        app.worker_main(["worker", *where, *quiet])
+    finally:
+        depart()
 
 
 def _add_tasks(app: Celery, settings: Settings, name: str) -> None:
@@ -70,8 +74,8 @@ def _add_tasks(app: Celery, settings: Settings, name: str) -> None:
             w.drop_warm()
 
 
-def _watch(app: Celery, settings: Settings, queues: list[str], name: str) -> None:
-    """Announce the worker and sweep, from the moment it consumes until it stops."""
+def _watch(app: Celery, settings: Settings, queues: list[str], name: str) -> Callable[[], None]:
+    """Announce the worker and sweep, from the moment it consumes until the function returned here is called."""
     stop = threading.Event()
     threads: list[threading.Thread] = []
     facts = {"name": name, "host": socket.gethostname(), "pid": os.getpid(), "queues": queues, "device": device(), "started": time.time()}
@@ -83,15 +87,16 @@ def _watch(app: Celery, settings: Settings, queues: list[str], name: str) -> Non
         threads.append(thread)
         thread.start()
 
-    @worker_shutdown.connect(weak=False)
-    def finish(**_: Any) -> None:
+    @setup_logging.connect(weak=False)
+    def ours(**_: Any) -> None:
+        """Keep the logging configured above: Celery would put its own in its place."""
+
+    def finish() -> None:
         stop.set()
         for thread in threads:
             thread.join(timeout=5)
 
-    @setup_logging.connect(weak=False)
-    def ours(**_: Any) -> None:
-        """Keep the logging configured above: Celery would put its own in its place."""
+    return finish
 
 
 def device() -> str:
