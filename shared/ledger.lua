@@ -49,6 +49,12 @@ local function end_if_cancelled(id)
   return false
 end
 
+-- A job of one unit waits for another worker; how far the last one came says nothing any more.
+local function wait_again(id)
+  move(id, 'queued')
+  redis.call('HDEL', job_key(id), 'progress')
+end
+
 local function holds(id, unit, token)
   local u = unit_key(id, unit)
   return redis.call('HGET', u, 'state') == 'leased' and redis.call('HGET', u, 'token') == token
@@ -194,7 +200,7 @@ function ops.release(id, unit, token, note, uncounted)
   if note ~= '' then redis.call('HSET', job, 'note', note) end
   drop_lease(id, unit)
   if end_if_cancelled(id) then return 1 end
-  if int(job, 'leased') <= 0 and int(job, 'units') == 1 then move(id, 'queued') end
+  if int(job, 'units') == 1 then wait_again(id) end
   mark_sent(id, unit, 0)
   return 1
 end
@@ -234,7 +240,7 @@ function ops.expire(id, unit, note)
   if not state or terminal(state) or end_if_cancelled(id) then return 'ended' end
   redis.call('HSET', u, 'state', 'waiting')
   redis.call('HSET', job, 'note', note)
-  if int(job, 'units') == 1 then move(id, 'queued') end
+  if int(job, 'units') == 1 then wait_again(id) end
   mark_sent(id, unit, 0)
   return 'again'
 end

@@ -16,6 +16,8 @@ from shared.jobs import JobStore, State, connect
 from shared.specs import parse
 from shared.storage import Storage
 from worker.run import Worker, run_unit
+from worker.training.pictures import Sample
+from worker.training.recipe import loader_workers
 
 
 @pytest.fixture
@@ -183,6 +185,23 @@ def test_a_training_whose_process_is_killed_failed_and_says_so(worker):
     assert state.state == State.FAILED
     assert "training process was killed (signal 9)" in state.error
     assert worker.storage.list("models") == ["digits"]
+
+
+def test_a_training_on_large_pictures_has_loader_processes_and_ends(worker, tmp_path):
+    """Loader processes are forked from the child, in which a thread waits for commands."""
+    noise = Image.effect_noise((1200, 1000), 80).convert("RGB")
+    for n in range(60):
+        path = tmp_path / "large" / f"class {n % 2}" / f"{n}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise.putpixel((n, n), (255, 0, 0))
+        noise.save(path)
+    source = {"kind": "folder", "path": str(tmp_path / "large")}
+    run_unit(worker, order(worker, "import", {"dataset": "large", "source": source}), "main")
+    spec = {**LONG, "dataset": "large", "model": "large", "epochs": 1}
+    job = order(worker, "train", spec)
+    run_unit(worker, job, "main")
+    assert worker.store.get(job).state == State.DONE
+    assert loader_workers([Sample("", "jpg", "", False, Path(), 1_200_000)] * 45) > 0
 
 
 def test_a_cancelled_training_stops_and_leaves_no_model(worker):

@@ -20,7 +20,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import IO, Any
 
 from shared.errors import Cancelled, DarkroomError
 from shared.log import configure
@@ -39,11 +39,12 @@ def main() -> None:
     faulthandler.enable()  # a crash in native code leaves a trace in the log
     if memory_bytes:
         resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    settings = Settings.model_validate_json(sys.stdin.readline())
+    commands = _take_stdin()
+    settings = Settings.model_validate_json(commands.readline())
     configure(settings.log_level)
     room = Room(settings, os.fdopen(out_fd, "w", buffering=1))
     calls: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(calls, room.stop), daemon=True).start()
+    threading.Thread(target=_listen, args=(commands, calls, room.stop), daemon=True).start()
     while (message := calls.get()) is not None:
         room.serve(message["call"], message["args"])
 
@@ -55,8 +56,22 @@ def die_with(parent: int) -> None:
         os._exit(1)
 
 
-def _listen(calls: "queue.SimpleQueue[dict[str, Any] | None]", stop: threading.Event) -> None:
-    for line in sys.stdin:
+def _take_stdin() -> IO[str]:
+    """Standard input as a file of our own, and nothing in its place.
+
+    A thread will wait on it, and holds its lock meanwhile: a loader process forked from this one closes sys.stdin first
+    thing, and would wait for that lock for ever.
+    """
+    commands = os.fdopen(os.dup(0), encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    sys.stdin = os.fdopen(0, closefd=False)
+    return commands
+
+
+def _listen(commands: IO[str], calls: "queue.SimpleQueue[dict[str, Any] | None]", stop: threading.Event) -> None:
+    for line in commands:
         message = json.loads(line)
         if "stop" in message:
             stop.set()
