@@ -105,14 +105,15 @@ def running(settings: Settings) -> Iterator["System"]:
     check_port(settings.host, settings.port)
     with _alone(_home(settings)):
         system = System(settings)
-        # SIGTERM, as from a service manager, stops everything as Ctrl-C does
-        before = signal.signal(signal.SIGTERM, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        # SIGTERM, as from a service manager, stops everything as Ctrl-C does; a shell that starts us in the background ignores Ctrl-C for us
+        before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
             system.start()
             yield system
         finally:
-            signal.signal(signal.SIGTERM, before)
             system.stop()
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 class System:

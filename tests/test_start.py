@@ -79,6 +79,18 @@ def test_nothing_is_left_when_it_is_killed_and_what_dies_is_started_again(up):
     up.stop(signal.SIGKILL)
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_it_stops_in_order_even_when_a_shell_started_it_in_the_background(tmp_path, how):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # what a shell does for `darkroom up &`
+    try:
+        system = Up(tmp_path).ready()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    system.stop(how)
+    assert system.process.returncode == 0
+    assert "Stopping" in system.log.read_text()
+
+
 def test_a_worker_finds_the_redis_of_its_storage(up):
     worker = subprocess.Popen(up.command("worker", "--queues", "scrape", "--name", "extra"), env=up.environ, stderr=subprocess.DEVNULL)
     until(lambda: "extra" in [w["name"] for w in httpx.get(f"{up.url}/workers").json()["workers"]], 30)
