@@ -5,9 +5,11 @@ address, or `image:<sha256>.<ext>` for a picture in the storage. Members of a zi
 unpacked, so no name in a zip is ever a path on this machine.
 """
 
+import lzma
 import stat
 import threading
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from shared.settings import Settings
 from shared.storage import Storage
 
 ITEMS = pa.schema([("item_id", pa.int64()), ("uri", pa.string()), ("locator", pa.string())])
+# what zipfile and its decompressors raise for an entry that is damaged or of a kind they do not know
+DAMAGED = (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
 _JUNK = {"__macosx", ".ds_store", "thumbs.db", "desktop.ini"}
 
 
@@ -112,12 +116,8 @@ def read_member(archive: zipfile.ZipFile, index: int, max_bytes: int) -> bytes:
     try:
         with archive.open(member) as f:
             return read_bounded(f, max_bytes)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, EOFError, OSError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (*DAMAGED, OSError, RuntimeError, ValueError) as error:
         raise BadImage("unreadable", f"The zip entry cannot be unpacked: {error}.") from None
-    except Exception as error:
-        if type(error).__name__ not in {"error", "LZMAError"}:
-            raise
-        raise BadImage("unreadable", f"The zip entry is damaged: {error}.") from None
 
 
 class ItemReader:

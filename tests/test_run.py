@@ -8,10 +8,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from conftest import until
+from image_server import ImageServer
 from PIL import Image
 
 from shared import results
-from shared.items import upload_key
+from shared.images import decode
+from shared.items import ItemReader, upload_key
 from shared.jobs import JobStore, State, connect
 from shared.specs import parse
 from shared.storage import Storage
@@ -21,8 +23,16 @@ from worker.training.recipe import loader_workers
 
 
 @pytest.fixture
-def worker(with_model):
+def image_server():
+    with ImageServer() as server:
+        yield server
+
+
+@pytest.fixture
+def worker(with_model, image_server):
     sent = []
+    addresses = {"openverse_url": f"{image_server.url}/openverse", "commons_url": f"{image_server.url}/commons"}
+    with_model = with_model.model_copy(update={**addresses, "fetch_allow": ["127.0.0.0/8"], "operator_contact": "https://example.org"})
     store = JobStore(connect(with_model.redis_url), with_model.lease_seconds)
     worker = Worker(with_model, "w1", store, Storage(with_model.storage, with_model.cache), lambda *unit: sent.append(unit))
     worker.sent = sent
@@ -242,3 +252,32 @@ def test_a_dataset_is_made_in_a_child_process(worker, digits):
     job = order(worker, "import", {"dataset": "again", "source": {"kind": "folder", "path": str(digits)}})
     run_unit(worker, job, "main")
     assert worker.store.get(job).result == {"dataset": "again", "version": 1, "images": 120, "dropped": 0}
+
+
+def test_class_names_become_a_dataset_in_a_child_process(worker, image_server):
+    for query in ("cat", "dog"):
+        image_server.hits["openverse"][query] = [f"/img/{query}-{n}.jpg" for n in range(4)]
+    classes = [{"name": "cat"}, {"name": "dog"}]
+    job = order(worker, "scrape", {"dataset": "pets", "classes": classes, "per_class": 3, "sources": ["openverse"]})
+    run_unit(worker, job, "main")
+    state = worker.store.get(job)
+    assert (state.state, state.error) == (State.DONE, None)
+    assert state.result == {"dataset": "pets", "version": 1, "images": 6, "dropped": 0}
+    assert state.progress["classes"] == {"cat": 3, "dog": 3}
+    assert len(state.progress["latest"]) == 6
+
+
+def test_a_list_of_addresses_is_classified_and_each_has_its_row(worker, image_server):
+    urls = [
+        f"{image_server.url}/img/a.jpg",
+        f"{image_server.url}/nothing/here.jpg",
+        "http://10.0.0.1/secret.jpg",
+        f"{image_server.url}/img/b.jpg",
+    ]
+    job = batch(worker, "/", source={"kind": "urls", "urls": urls})
+    work_off(worker, job)
+    rows = rows_of(worker, job)
+    assert [r["uri"] for r in rows] == urls
+    assert [r["error_code"] for r in rows] == ["", "not_found", "blocked_address", ""]
+    shown = ItemReader(worker.storage, 10**7).read(rows[0]["locator"])  # the page shows it without fetching it again
+    assert decode(shown).format == "JPEG"
