@@ -1,5 +1,6 @@
 """One unit of work from claim to end, with a real Redis and real child processes, without Celery."""
 
+import os
 import signal
 import threading
 import time
@@ -7,7 +8,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import until
+from conftest import descendants, until
 from image_server import ImageServer
 from PIL import Image
 
@@ -171,12 +172,17 @@ def test_an_item_on_which_workers_die_becomes_a_row_and_the_rest_is_labelled(wor
     assert rows[poison]["error_code"] == "worker_died"
 
 
-def kill_child_when(worker, ready):
-    """Kill the first child process that works, as the kernel does when memory runs out."""
+def children():
+    """Ids of the child processes that work for this one."""
+    return [pid for pid in descendants(os.getpid()) if b"worker.child" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+def kill_child_when(ready):
+    """Kill the child process that works, as the kernel does when memory runs out."""
 
     def watch():
         until(ready, 60)
-        worker.current[0][0]._process.send_signal(signal.SIGKILL)
+        os.kill(children()[0], signal.SIGKILL)
 
     thread = threading.Thread(target=watch)
     thread.start()
@@ -188,7 +194,7 @@ LONG = {"dataset": "digits", "version": 1, "model": "slow", "pretrained": False,
 
 def test_a_training_whose_process_is_killed_failed_and_says_so(worker):
     job = order(worker, "train", LONG)
-    thread = kill_child_when(worker, lambda: worker.current and worker.store.rows(job, "epochs"))
+    thread = kill_child_when(lambda: worker.store.rows(job, "epochs"))
     run_unit(worker, job, "main")
     thread.join()
     state = worker.store.get(job)

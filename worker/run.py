@@ -9,8 +9,8 @@ outcome waits until it is back; when the lease was lost meanwhile, nothing is co
 import base64
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import structlog
 
@@ -22,6 +22,7 @@ from shared.storage import Storage
 from worker.device import Child, ChildDied
 
 log = structlog.get_logger()
+T = TypeVar("T")
 GRACE = 10  # seconds a child has to end when it was asked to stop
 PREDICT_SECONDS = 60  # a single image that takes longer is given up; nobody waits for it any more
 
@@ -48,7 +49,6 @@ class Worker:
     storage: Storage
     send: Callable[[str, str, str], None]  # kind, job, unit: hints the queue
     warm: Child | None = None
-    current: list[tuple[Child | None, Claim]] = field(default_factory=list)
 
     def warm_child(self) -> Child:
         """The child that classifies; a new one if the last has died."""
@@ -95,9 +95,8 @@ def _settle(worker: Worker, job: Job, claim: Claim) -> None:
     except ChildDied as death:
         log.warning("the child process died", how=str(death))
         _after_death(worker, job, claim, str(death))
-    job = worker.store.get(job.id)
-    if job.state.terminal:
-        keep_record(worker.store, worker.storage, job.id)
+    if _patiently(worker, lambda: worker.store.get(job.id)).state.terminal:
+        _patiently(worker, lambda: keep_record(worker.store, worker.storage, job.id))
 
 
 def _after_death(worker: Worker, job: Job, claim: Claim, how: str) -> None:
@@ -162,24 +161,20 @@ def _isolate(worker: Worker, job: Job, claim: Claim, common: dict[str, Any]) -> 
 def _call(worker: Worker, claim: Claim, child: Child, name: str, **args: Any) -> dict[str, Any]:
     """Call the child and keep the lease alive until it answers. Raises Lost, Stopped, Failed or ChildDied."""
     beat = _Heartbeat(worker, claim, child)
-    worker.current.append((child, claim))
-    try:
-        for message in child.call(name, args, worker.settings.heartbeat_seconds):
-            beat.hear(message or {})
-            if message is None:
-                continue
-            if "result" in message:
-                return message["result"]  # type: ignore[no-any-return]
-            if "cancelled" in message:
-                raise Stopped
-            if "failed" in message:
-                raise Failed(message["failed"])
-            if "bug" in message:
-                log.error("bug", traceback=message["bug"])
-                raise Failed(f"This is a bug in Darkroom: {message['bug'].strip().splitlines()[-1]}")
-        raise AssertionError("a call ends with an outcome")
-    finally:
-        worker.current.pop()
+    for message in child.call(name, args, worker.settings.heartbeat_seconds):
+        beat.hear(message or {})
+        if message is None:
+            continue
+        if "result" in message:
+            return message["result"]  # type: ignore[no-any-return]
+        if "cancelled" in message:
+            raise Stopped
+        if "failed" in message:
+            raise Failed(message["failed"])
+        if "bug" in message:
+            log.error("bug", traceback=message["bug"])
+            raise Failed(f"This is a bug in Darkroom: {message['bug'].strip().splitlines()[-1]}")
+    raise AssertionError("a call ends with an outcome")
 
 
 class _Heartbeat:
@@ -255,7 +250,7 @@ def _send(worker: Worker, job: Job, units: list[str]) -> None:
             return
 
 
-def _patiently(worker: Worker, act: Any) -> Any:
+def _patiently(worker: Worker, act: Callable[[], T]) -> T:
     """Do what ends a unit, however long Redis is away: the work is done, only the word is missing."""
     while True:
         try:
@@ -267,9 +262,7 @@ def _patiently(worker: Worker, act: Any) -> Any:
 
 def _put_down(worker: Worker, claim: Claim) -> None:
     """Give a unit back when this worker is told to stop: another takes it at once, and the attempt does not count."""
-    for child, _ in worker.current:
-        if child is not None:
-            child.kill()
+    worker.drop_warm()  # any other child was ended on the way here
     try:
         worker.store.release(claim, note="The worker was stopped; the work is given to another.", counted=False)
     except Unavailable:
