@@ -58,6 +58,7 @@ def web(settings: Settings) -> None:
             for key, value in options.items():
                 self.cfg.set(key, value)
             self.cfg.set("loglevel", "warning")
+            self.cfg.set("post_fork", lambda _server, _worker: _end_with_parent())  # a server that is killed frees its port at once
 
         def load(self) -> object:
             return create_app(settings)
