@@ -6,6 +6,7 @@ import re
 import shutil
 
 import pytest
+from conftest import until
 from playwright.sync_api import Page, expect, sync_playwright
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -75,7 +76,7 @@ def test_from_a_zip_to_labels_and_to_a_retrain(page, zipped, digits):
     expect(page.get_by_text("digit 3").first).to_be_visible()
     thumbnail = page.locator("img[src*='/thumb']").first
     expect(thumbnail).to_be_visible()
-    assert thumbnail.evaluate("image => image.complete && image.naturalWidth > 0")
+    until(lambda: thumbnail.evaluate("image => image.complete && image.naturalWidth > 0"), 30)
     wide_enough(page)
 
     # a training, whose epochs arrive while it runs
