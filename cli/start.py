@@ -228,11 +228,6 @@ class System:
         )
         log.close()
 
-    @property
-    def pids(self) -> dict[str, int]:
-        """Process ids by name."""
-        return {name: process.pid for name, process in self._processes.items()}
-
 
 def environment(settings: Settings) -> dict[str, str]:
     """The settings as environment variables, for a process of ours."""

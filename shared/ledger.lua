@@ -79,7 +79,7 @@ end
 
 local ops = {}
 
--- id, idempotency key or '', kind, spec, unit, lane -> the id of the job, which is an earlier one if the key was used before
+-- id, idempotency key or '', kind, spec, unit -> the id of the job, which is an earlier one if the key was used before
 function ops.create(id, idem, kind, spec, unit)
   if idem ~= '' then
     local known = redis.call('GET', P .. 'idem:' .. idem)
@@ -245,7 +245,7 @@ function ops.expire(id, unit, note)
   return 'again'
 end
 
--- id, unit, sent -> 1 if the sweeper should send it again now (still waiting, job not over); its clock starts anew
+-- id, unit -> 1 if the sweeper should send it again now (still waiting, job not over); its clock starts anew
 function ops.resend(id, unit)
   local state = redis.call('HGET', job_key(id), 'state')
   local ustate = redis.call('HGET', unit_key(id, unit), 'state')
