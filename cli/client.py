@@ -14,6 +14,7 @@ from shared.settings import load
 
 ERRORS: dict[int, type[DarkroomError]] = {404: NotFound, 409: Conflict, 422: Invalid, 503: Unavailable}
 SECONDS = httpx.Timeout(60, connect=5)  # an answer to `predict` may take half a minute
+UPLOAD_SECONDS = httpx.Timeout(600, connect=5)  # the server looks at each name of a million
 CHUNK = 1 << 20
 
 
@@ -53,10 +54,10 @@ class Client:
         """Order a job: the job as it stands."""
         return self._json(self._send("POST", path, json=spec, headers={"Idempotency-Key": secrets.token_hex(16)}))  # type: ignore[no-any-return]
 
-    def upload(self, pieces: Iterable[bytes], size: int) -> dict[str, Any]:
-        """Upload a zip of `size` bytes; the answer's `source` goes into a spec."""
-        headers = {"Content-Type": "application/zip", "Content-Length": str(size)}
-        return self._json(self._send("POST", ("uploads",), content=pieces, headers=headers))  # type: ignore[no-any-return]
+    def upload(self, pieces: Iterable[bytes], size: int | None, *path: str, kind: str = "application/zip", method: str = "POST") -> Any:
+        """Upload a body of `size` bytes (None: not known) below `/uploads`; the answer's `source`, if any, goes into a spec."""
+        headers = {"Content-Type": kind} | ({} if size is None else {"Content-Length": str(size)})
+        return self._json(self._send(method, ("uploads", *path), content=pieces, headers=headers, timeout=UPLOAD_SECONDS))
 
     def predict(self, model: str, image: bytes) -> dict[str, Any]:
         """Label one image."""

@@ -1,59 +1,130 @@
-"""Local pictures on their way to the server: one zip, uploaded."""
+"""Local pictures on their way to the server: a zip as it is, anything else file by file, and only what is not there yet."""
 
+import hashlib
+import json
 import os
 import tempfile
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
 from pathlib import Path, PurePath
 from typing import IO, Any
 
 import click
 
-from cli.client import Client
-from cli.follow import read_reporting, reporting
-from shared.errors import DarkroomError
+from cli.client import CHUNK, Client
+from cli.follow import Report, read_reporting, reporting
+from shared.errors import DarkroomError, Invalid, Unavailable
+
+AT_ONCE = 6  # connections, and threads that hash
+PORTION = 2000  # files that are hashed, asked for and sent together
+RETRY_SECONDS = (0.5, 1, 2, 4)  # before each further try when the web is away for a moment
 
 
 def upload(client: Client, paths: list[Path]) -> dict[str, Any]:
-    """Upload a zip, or folders and pictures as one; returns the source for a spec. Symbolic links in folders are left out."""
+    """Upload a zip, or folders and pictures; returns the source for a spec. Symbolic links in folders are left out.
+
+    Files are named by the SHA-256 of their bytes and sent only if the server has not got them: after a connection that
+    broke off, the same command sends the rest.
+    """
     try:
-        with _as_zip(paths) as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(0)
-            return client.upload(read_reporting(file, size, "uploading"), size)["source"]  # type: ignore[no-any-return]
+        if len(paths) == 1 and paths[0].suffix.lower() == ".zip":
+            with paths[0].open("rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                return client.upload(read_reporting(file, size, "uploading"), size)["source"]  # type: ignore[no-any-return]
+        return _upload_files(client, paths)
     except OSError as error:
         raise DarkroomError(f"{error.filename or 'A file'} cannot be read or written: {error.strerror or error}.") from error
 
 
-@contextmanager
-def _as_zip(paths: list[Path]) -> Iterator[IO[bytes]]:
-    if len(paths) == 1 and paths[0].suffix.lower() == ".zip":
-        with paths[0].open("rb") as file:
-            yield file
-        return
-    pictures = dict(_pictures(paths))
+def upload_list(client: Client, file: IO[bytes]) -> dict[str, Any]:
+    """Upload a list of addresses or server paths, CSV if its name ends so; returns the source for a spec."""
+    kind = "text/csv" if str(getattr(file, "name", "")).lower().endswith(".csv") else "text/plain"
+    return client.upload(iter(partial(file.read, CHUNK), b""), None, "list", kind=kind)["source"]  # type: ignore[no-any-return]
+
+
+def _upload_files(client: Client, paths: list[Path]) -> dict[str, Any]:
+    pictures = list(_pictures(paths))
     if not pictures:
         raise DarkroomError(f"There are no pictures in {', '.join(map(str, paths))}.")
-    with tempfile.TemporaryFile() as file:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, strict_timestamps=False) as archive, reporting() as report:
-            for done, (name, path) in enumerate(pictures.items()):
-                report(done, len(pictures), "packing")
-                archive.write(path, name)
-        yield file
+    threads = ThreadPoolExecutor(AT_ONCE)
+    try:
+        with tempfile.TemporaryFile() as manifest, reporting() as report:
+            for start in range(0, len(pictures), PORTION):
+                portion = pictures[start : start + PORTION]
+                report(start, len(pictures), "hashing")
+                entries = _portion(client, threads, portion, partial(_tell, report, start + len(portion), len(pictures)))
+                manifest.writelines(json.dumps(entry).encode() + b"\n" for entry in entries)
+            return _persistently(_send_names, client, manifest)["source"]  # type: ignore[no-any-return]
+    finally:
+        threads.shutdown(cancel_futures=True)  # Ctrl-C: what is on its way may arrive, nothing more is begun
+
+
+def _tell(report: Report, end: int, total: int, left: int) -> None:
+    report(end - left, total, "uploading")
+
+
+def _portion(
+    client: Client, threads: ThreadPoolExecutor, pictures: list[tuple[str, Path]], left: Callable[[int], None]
+) -> list[tuple[str, str | None]]:
+    """See to it that the server has these files: (name, SHA-256), without the latter for a file that is too large to send."""
+    found = list(threads.map(_hashed, (path for _, path in pictures)))
+    answer = _persistently(client.post, "uploads", "missing", sha256=list({sha256 for sha256, _ in found}))
+    too_large = {sha256 for sha256, size in found if size > answer["max_bytes"]}
+    path_of = {sha256: path for (sha256, _), (_, path) in zip(found, pictures, strict=True)}
+    sending = [
+        threads.submit(_persistently, _send_file, client, sha256, path_of[sha256])
+        for sha256 in answer["missing"]
+        if sha256 not in too_large
+    ]
+    left(len(sending))
+    for sent, future in enumerate(as_completed(sending), 1):
+        future.result()
+        left(len(sending) - sent)
+    return [(name, None if sha256 in too_large else sha256) for (name, _), (sha256, _) in zip(pictures, found, strict=True)]
+
+
+def _hashed(path: Path) -> tuple[str, int]:
+    """The SHA-256 of a file, and its bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest(), file.tell()
+
+
+def _send_file(client: Client, sha256: str, path: Path) -> None:
+    with path.open("rb") as file:
+        try:
+            client.upload(file, os.fstat(file.fileno()).st_size, "blobs", sha256, kind="application/octet-stream", method="PUT")
+        except Invalid as error:  # it was changed since it was hashed
+            raise DarkroomError(f"{path} was not taken: {error}") from error
+
+
+def _send_names(client: Client, manifest: IO[bytes]) -> Any:
+    size = manifest.seek(0, os.SEEK_END)
+    manifest.seek(0)
+    return client.upload(iter(partial(manifest.read, CHUNK), b""), size, "manifest", kind="application/jsonl")
+
+
+def _persistently(call: Callable[..., Any], *args: Any, **more: Any) -> Any:
+    """What a call returns, tried again for some seconds when the web does not answer: one that restarts is soon back."""
+    for seconds in RETRY_SECONDS:
+        try:
+            return call(*args, **more)
+        except Unavailable:
+            time.sleep(seconds)
+    return call(*args, **more)
 
 
 def _pictures(paths: list[Path]) -> Iterator[tuple[str, Path]]:
-    """(name in the zip, file): relative to the folder if one is given alone, otherwise as the paths were written."""
-    from shared.images import IMAGE_SUFFIXES
-    from shared.items import walk_folder
+    """(name, file): the name is relative to the folder if one is given alone, otherwise as the paths were written."""
+    from shared.items import path_of, picture_name, walk_folder
 
     for path in paths:
         if path.is_dir():
             above = [] if len(paths) == 1 else _inside(path)
-            for uri, locator in walk_folder(path):
-                yield "/".join([*above, uri]), Path(locator.removeprefix("file:"))
-        elif path.suffix.lower() in IMAGE_SUFFIXES:
+            for uri, locator, _ in walk_folder(path):
+                yield "/".join([*above, uri]), path_of(locator)
+        elif picture_name(path.name):
             yield "/".join([path.name] if len(paths) == 1 else _inside(path)), path
         else:
             raise click.UsageError(f"{path} is no picture by its name, and no folder. A zip is given alone.")

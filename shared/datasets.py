@@ -8,7 +8,7 @@ and equal bytes never sit on both sides.
 import hashlib
 import io
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -114,6 +114,13 @@ def rows(
     if label is not None:
         keep = pc.and_(keep, pc.equal(table["label"], label))
     return table.filter(keep).slice(start, limit).to_pylist()  # type: ignore[no-any-return]
+
+
+def row_batches(storage: Storage, name: str, version: int | None, columns: list[str], size: int = 10_000) -> Iterator[pa.RecordBatch]:
+    """The manifest of a version, the newest if none is named, as a stream of at most `size` rows at a time. Raises NotFound."""
+    number = info(storage, name, version)["version"]
+    with storage.open(f"datasets/{name}/{version_name(number)}/manifest.parquet") as f:
+        yield from pq.ParquetFile(f).iter_batches(size, columns=columns)
 
 
 def split(items: list[tuple[str, str]], valid_pct: float, seed: int) -> list[bool]:

@@ -1,31 +1,51 @@
-"""The items of a batch: how each is named, and how its bytes are read.
+"""The items of a batch: how they are listed, how each is named, and how its bytes are read.
 
-An item's locator says where its bytes are: `file:<absolute path>`, `zip:<upload id>!<index of the member>`, an http(s)
-address, or `image:<sha256>.<ext>` for a picture in the storage. Members of a zip are read where they are: nothing is
-unpacked, so no name in a zip is ever a path on this machine.
+`walk` lists the items of any source as a stream, in an order that does not change, and goes on behind any item of it. An
+item's locator says where its bytes are, and is text that any file or database can keep:
+
+    file:<absolute path>     a file below a server folder that was walked
+    path:<absolute path>     a file that a list names: whether it may be read is decided when it is read
+    zip:<upload id>!<index>  a member of an uploaded zip, read where it is: no name in a zip is ever a path on this machine
+    blob:<sha256>            a file that was uploaded by its content
+    image:<sha256>.<ext>     a picture in the storage
+    http:, https:            an address, fetched by worker/scraping/fetch.py and not here
+    error:<code>:<sentence>  an item that is known to be no picture, such as a line of a list that names nothing
+
+In the two paths `%` and bytes that are no UTF-8 are percent-encoded, so that a name in a broken encoding still opens.
 """
 
 import lzma
+import os
+import re
 import stat
 import threading
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
+from shared import datasets, results
 from shared.datasets import image_key
 from shared.errors import DarkroomError, Invalid, NotFound
 from shared.images import IMAGE_SUFFIXES, BadImage, read_bounded
 from shared.settings import Settings
+from shared.specs import DatasetSource, FailedSource, FolderSource, ListSource, ReviewSource, UploadSource, UrlsSource
 from shared.storage import Storage
 
 ITEMS = pa.schema([("item_id", pa.int64()), ("uri", pa.string()), ("locator", pa.string())])
+FILES = pa.schema([("uri", pa.string()), ("locator", pa.string())])  # an upload of single files, or a list
+MAX_LOCATOR = 4096  # characters of an address or path in a list
 # what zipfile and its decompressors raise for an entry that is damaged or of a kind they do not know
 DAMAGED = (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError)
 _JUNK = {"__macosx", ".ds_store", "thumbs.db", "desktop.ini"}
+
+Item = tuple[str, str, str]  # uri, locator, cursor
+Source = FolderSource | UploadSource | UrlsSource | ListSource | DatasetSource | FailedSource | ReviewSource
 
 
 def upload_key(upload_id: str) -> str:
@@ -33,20 +53,78 @@ def upload_key(upload_id: str) -> str:
     return f"uploads/{upload_id}.zip"
 
 
+def files_key(upload_id: str) -> str:
+    """Where the names of files that were uploaded one by one lie on storage."""
+    return f"uploads/{upload_id}.files.parquet"
+
+
+def list_key(upload_id: str) -> str:
+    """Where an uploaded list lies on storage."""
+    return f"uploads/{upload_id}.list.parquet"
+
+
+def blob_key(sha256: str) -> str:
+    """Where a file that was uploaded by its content lies on storage."""
+    return f"uploads/blobs/{sha256[:2]}/{sha256}"
+
+
+# -- listing ----------------------------------------------------------------------------------------------------------
+
+
+def check(source: Source, storage: Storage, settings: Settings) -> None:
+    """What can be said of a source without reading it. Raises Invalid or NotFound with a sentence."""
+    match source:
+        case FolderSource():
+            check_folder(source.path, settings)
+        case UploadSource() | ListSource():
+            keys = [list_key(source.id)] if isinstance(source, ListSource) else [files_key(source.id), upload_key(source.id)]
+            if not any(storage.exists(key) for key in keys):
+                what = "list" if isinstance(source, ListSource) else "upload"
+                raise NotFound(f"There is no {what} {source.id!r}; it may have been cleared. Upload it again.")
+        case DatasetSource():
+            datasets.info(storage, source.dataset, source.version)
+        case FailedSource() | ReviewSource():
+            if not results.shards(storage, source.batch):
+                raise NotFound(f"The batch {source.batch} has no rows on the storage.")
+
+
+def walk(source: Source, storage: Storage, settings: Settings, after: str = "") -> Iterator[Item]:
+    """(uri, locator, cursor) of each item of a source, as a stream in an order that does not change.
+
+    `after`: the cursor of the last item that was taken; the walk goes on behind it. No more is in memory than the names
+    of one folder, or the directory of one zip. Raises Invalid or NotFound with a sentence, at the first item.
+    """
+    check(source, storage, settings)
+    match source:
+        case FolderSource():
+            yield from walk_folder(check_folder(source.path, settings), after)
+        case UploadSource() if storage.exists(files_key(source.id)):
+            yield from _walk_rows(storage, files_key(source.id), after)
+        case UploadSource():
+            yield from _walk_checked_zip(source.id, storage, settings, after)
+        case ListSource():
+            yield from _walk_rows(storage, list_key(source.id), after)
+        case UrlsSource():
+            for index in range(_behind(after), len(source.urls)):
+                yield source.urls[index], locator_of(source.urls[index]), str(index)
+        case DatasetSource():
+            yield from _walk_dataset(source, storage, after)
+        case FailedSource():
+            yield from _walk_failed(source, storage, after)
+        case ReviewSource():
+            raise Invalid("What was reviewed is imported as a dataset; it is no source of a batch.", field="source")
+
+
 def check_folder(path: str, settings: Settings) -> Path:
     """A server folder that may be read. Raises Invalid with a sentence: not absolute, not there, not a folder, not allowed."""
-    folder = Path(path).expanduser()
-    if not folder.is_absolute() or "\0" in path:
+    if "\0" in path or not Path(path).expanduser().is_absolute():
         raise Invalid(f"{path!r} is not an absolute path on the server.", field="source")
-    folder = folder.resolve()
-    roots = settings.import_roots
-    if roots is None and not settings.loopback:
+    folder = Path(path).expanduser().resolve()
+    if settings.import_roots is None and not settings.loopback:
         raise Invalid("Server folders may not be named on this installation. Upload a zip, or set DARKROOM_IMPORT_ROOTS.", field="source")
-    if roots is not None and not any(folder.is_relative_to(root.expanduser().resolve()) for root in roots):
-        raise Invalid(
-            f"{folder} is not below a folder that may be imported ({', '.join(map(str, roots)) or 'none is'}); see DARKROOM_IMPORT_ROOTS.",
-            field="source",
-        )
+    if not _allowed(folder, settings):
+        roots = ", ".join(map(str, settings.import_roots or ())) or "none is"
+        raise Invalid(f"{folder} is not below a folder that may be imported ({roots}); see DARKROOM_IMPORT_ROOTS.", field="source")
     if not folder.exists():
         raise Invalid(f"There is no folder {folder} on the server.", field="source")
     if not folder.is_dir():
@@ -54,20 +132,138 @@ def check_folder(path: str, settings: Settings) -> Path:
     return folder
 
 
-def walk_folder(folder: Path) -> Iterator[tuple[str, str]]:
-    """(uri, locator) of each picture file below a folder, in order of name. Symbolic links are not followed.
+def _allowed(path: Path, settings: Settings) -> bool:
+    """Whether a path of the server, all its symbolic links resolved, may be read."""
+    if settings.import_roots is None:
+        return settings.loopback
+    return any(path.is_relative_to(root.expanduser().resolve()) for root in settings.import_roots)
 
-    Files with other suffixes are passed over; hidden files and folders too.
+
+def walk_folder(folder: Path, after: str = "") -> Iterator[Item]:
+    """(uri, locator, cursor) of each picture file below a folder, in order of name; the cursor is the path below the folder.
+
+    Symbolic links are not followed; files with other suffixes are passed over, hidden files and folders too. A folder that
+    cannot be read is an item of its own, whose row says so. Raises Invalid when `folder` itself cannot be read.
     """
-    for path in sorted(folder.iterdir(), key=lambda p: p.name):
-        if path.name.startswith(".") or path.name.lower() in _JUNK:
+    root = str(folder).rstrip("/")
+    before = f"file:{_escape(root)}/"
+    try:
+        levels = [("", *_entries(root or "/"), _unescape(after).split("/") if after else [])]
+    except OSError as error:
+        raise Invalid(f"The folder {folder} cannot be read ({error.strerror or error}).", field="source") from None
+    while levels:
+        above, names, folders, done = levels[-1]  # done: the path of the last item taken, as far as it lies below this folder
+        if not names:
+            levels.pop()
             continue
-        if path.is_symlink():
+        name = names.pop()
+        if done and name < done[0]:
             continue
-        if path.is_dir():
-            yield from ((f"{path.name}/{uri}", locator) for uri, locator in walk_folder(path))
-        elif path.is_file() and path.suffix.lower() in IMAGE_SUFFIXES:
-            yield path.name, f"file:{path}"
+        rest = done[1:] if done and name == done[0] else None
+        if rest == []:
+            continue
+        path = above + name
+        if name in folders:
+            try:
+                levels.append((f"{path}/", *_entries(f"{root}/{path}"), rest or []))
+                continue
+            except OSError:
+                path += "/"
+        escaped = _escape(path)
+        yield path if path.isascii() else path.encode("utf-8", "replace").decode(), before + escaped, escaped.rstrip("/")
+
+
+def _entries(folder: str) -> tuple[list[str], set[str]]:
+    """The names of the pictures and folders directly in a folder, the first last, and which are folders. Raises OSError."""
+    names: list[str] = []
+    folders: set[str] = set()
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = entry.name
+            if name.startswith(".") or name.lower() in _JUNK:
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                folders.add(name)
+            elif not (picture_name(name) and entry.is_file(follow_symlinks=False)):
+                continue
+            names.append(name)
+    names.sort(reverse=True)
+    return names, folders
+
+
+def picture_name(name: str) -> bool:
+    """Whether a file looks like a picture by its suffix; whether it is one is seen when it is decoded."""
+    _, dot, suffix = name.rpartition(".")
+    return dot + suffix.lower() in IMAGE_SUFFIXES
+
+
+def _escape(path: str) -> str:
+    """A path as text that is valid UTF-8: `%` and the bytes that are none are percent-encoded."""
+    if "%" in path:
+        path = path.replace("%", "%25")
+    return path if path.isascii() else re.sub("[\udc80-\udcff]", lambda m: f"%{ord(m[0]) - 0xDC00:02X}", path)
+
+
+def _unescape(path: str) -> str:
+    return os.fsdecode(unquote_to_bytes(path)) if "%" in path else path
+
+
+def path_of(locator: str) -> Path:
+    """The path in a `file:` or `path:` locator."""
+    return Path(_unescape(locator.partition(":")[2]))
+
+
+def locator_of(line: str) -> str:
+    """The locator of what a line of a list names: an http(s) address, an absolute path of the server, or an error."""
+    text = line.strip()
+    if len(text) <= MAX_LOCATOR and "\0" not in text:
+        if found := re.match(r"(https?)(://[^/\s]+.*)", text, re.IGNORECASE):
+            return found[1].lower() + found[2]
+        if text.startswith("/"):
+            return f"path:{_escape(text)}"
+    return f"error:unsupported:{text[:200]!r} is neither an http or https address nor an absolute path on the server."
+
+
+def _behind(after: str) -> int:
+    return int(after) + 1 if after else 0
+
+
+def _walk_rows(storage: Storage, key: str, after: str) -> Iterator[Item]:
+    """The items of a Parquet file of the schema FILES; the cursor is the row."""
+    start, first = _behind(after), 0
+    with storage.open(key) as f:
+        file = pq.ParquetFile(f)
+        for group in range(file.num_row_groups):
+            last = first + file.metadata.row_group(group).num_rows
+            if last > start:
+                rows = file.read_row_group(group).slice(max(0, start - first))
+                for row, uri, locator in zip(range(max(first, start), last), *(c.to_pylist() for c in rows.columns), strict=True):
+                    yield uri, locator, str(row)
+            first = last
+
+
+def _walk_dataset(source: DatasetSource, storage: Storage, after: str) -> Iterator[Item]:
+    """The kept pictures of a dataset version; the cursor is the row of its manifest, the uri begins with the class."""
+    start, first = _behind(after), 0
+    for batch in datasets.row_batches(storage, source.dataset, source.version, ["status", "sha256", "ext", "label", "name"]):
+        for row, values in enumerate(batch.to_pylist() if first + batch.num_rows > start else (), first):
+            if row >= start and values["status"] == "kept":
+                label, name = values["label"], values["name"] or f"{values['sha256']}.{values['ext']}"
+                uri = name if f"/{label}/" in f"/{name}" else f"{label}/{name}"
+                yield uri, f"image:{values['sha256']}.{values['ext']}", str(row)
+        first += batch.num_rows
+
+
+def _walk_failed(source: FailedSource, storage: Storage, after: str) -> Iterator[Item]:
+    """The items of an earlier batch whose row holds an error; the cursor is their number in that batch."""
+    start = _behind(after)
+    for table in results.tables(storage, source.batch):
+        wanted = pc.and_(pc.not_equal(table["error_code"], ""), pc.greater_equal(table["item_id"], start))
+        for row in table.select(["item_id", "uri", "locator"]).filter(wanted).to_pylist():
+            yield row["uri"], row["locator"], str(row["item_id"])
+
+
+# -- zips -------------------------------------------------------------------------------------------------------------
 
 
 def open_zip(storage: Storage, upload_id: str) -> zipfile.ZipFile:
@@ -100,62 +296,104 @@ def check_zip(archive: zipfile.ZipFile, settings: Settings) -> None:
 def picture_member(member: zipfile.ZipInfo) -> bool:
     """Whether an entry looks like a picture by its name; whether it is one is seen when it is decoded."""
     parts = member.filename.lower().replace("\\", "/").split("/")
-    return not member.is_dir() and Path(parts[-1]).suffix in IMAGE_SUFFIXES and not any(p in _JUNK or p.startswith(".") for p in parts)
+    return not member.is_dir() and picture_name(parts[-1]) and not any(p in _JUNK or p.startswith(".") for p in parts)
 
 
-def walk_zip(archive: zipfile.ZipFile, upload_id: str) -> Iterator[tuple[str, str]]:
-    """(uri, locator) of each picture in a zip, in its order."""
-    for index, member in enumerate(archive.infolist()):
-        if picture_member(member):
-            yield member.filename, f"zip:{upload_id}!{index}"
+def walk_zip(archive: zipfile.ZipFile, upload_id: str, after: str = "") -> Iterator[Item]:
+    """(uri, locator, cursor) of each picture in a zip, in its order; the cursor is the member's index."""
+    members = archive.infolist()
+    for index in range(_behind(after), len(members)):
+        if picture_member(members[index]):
+            # a name in another encoding than its flag says may hold what is no valid text
+            yield members[index].filename.encode("utf-8", "replace").decode(), f"zip:{upload_id}!{index}", str(index)
 
 
-def read_member(archive: zipfile.ZipFile, index: int, max_bytes: int) -> bytes:
-    """The bytes of one entry, counted as they are unpacked, whatever its header promises. Raises BadImage."""
-    member = archive.infolist()[index]
-    try:
-        with archive.open(member) as f:
-            return read_bounded(f, max_bytes)
-    except (*DAMAGED, OSError, RuntimeError, ValueError) as error:
-        raise BadImage("unreadable", f"The zip entry cannot be unpacked: {error}.") from None
+def _walk_checked_zip(upload_id: str, storage: Storage, settings: Settings, after: str) -> Iterator[Item]:
+    with open_zip(storage, upload_id) as archive:
+        if not after:  # an upload never changes: one that was walked in part was checked
+            check_zip(archive, settings)
+        yield from walk_zip(archive, upload_id, after)
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
 
 
 class ItemReader:
     """Reads items by locator; keeps each zip open. Safe to use from several threads."""
 
-    def __init__(self, storage: Storage, max_bytes: int) -> None:
+    def __init__(self, storage: Storage, max_bytes: int, settings: Settings | None = None) -> None:
+        """`settings` say which paths of the server a list may name; without them it may name none."""
         self.storage = storage
         self.max_bytes = max_bytes
-        self._local = threading.local()  # a ZipFile's reads share one position in the file: one a thread
+        self.settings = settings
+        self._archives: dict[str, zipfile.ZipFile] = {}
+        self._lock = threading.Lock()
 
     def read(self, locator: str) -> bytes:
-        """The bytes of an item that is a file, a zip entry or a stored picture. Raises BadImage with code not_found, ..."""
-        scheme, _, rest = locator.partition(":")
+        """The bytes of an item, unless it is an address. Raises BadImage with code not_found, forbidden, unreadable, ..."""
         try:
-            if scheme == "file":
-                path = Path(rest)
-                if not path.is_file():  # a FIFO or a device would hang
-                    raise BadImage("not_found", "The file is no longer there.")
-                with path.open("rb") as f:
-                    return read_bounded(f, self.max_bytes)
-            if scheme == "zip":
-                upload_id, _, index = rest.partition("!")
-                return read_member(self._zip(upload_id), int(index), self.max_bytes)
-            if scheme == "image":
-                sha256, _, ext = rest.partition(".")
-                return self.storage.read(image_key(sha256, ext))
+            return self._read(locator)
         except BadImage:
             raise
         except PermissionError:
-            raise BadImage("forbidden", "The file may not be read.") from None
+            raise BadImage("forbidden", "The file or its folder may not be read.") from None
         except OSError as error:
             raise BadImage("unreadable", f"The file cannot be read: {error.strerror or error}.") from None
         except DarkroomError as error:
             raise BadImage("not_found", str(error)) from None
+
+    def _read(self, locator: str) -> bytes:
+        scheme, _, rest = locator.partition(":")
+        match scheme:
+            case "file":
+                return self._file(path_of(locator))
+            case "path":
+                return self._file(self._checked(path_of(locator)))
+            case "zip":
+                upload_id, _, index = rest.partition("!")
+                return self._member(upload_id, int(index))
+            case "blob":
+                with self.storage.open(blob_key(rest)) as f:
+                    return read_bounded(f, self.max_bytes)
+            case "image":
+                sha256, _, ext = rest.partition(".")
+                return self.storage.read(image_key(sha256, ext))
+            case "error":
+                code, _, sentence = rest.partition(":")
+                raise BadImage(code, sentence)
         raise BadImage("unsupported", f"Nothing reads items of the kind {scheme[:20]!r}.")
 
-    def _zip(self, upload_id: str) -> zipfile.ZipFile:
-        archives: dict[str, Any] = self._local.__dict__.setdefault("archives", {})
-        if upload_id not in archives:
-            archives[upload_id] = open_zip(self.storage, upload_id)
-        return archives[upload_id]  # type: ignore[no-any-return]
+    def _file(self, path: Path) -> bytes:
+        if path.is_dir():
+            os.scandir(path).close()  # a folder is an item only when it could not be read: this says why
+            raise BadImage("unsupported", "This is a folder and not a file.")
+        if not path.is_file():  # a FIFO or a device would hang
+            raise BadImage("not_found", "There is no such file, or no longer.")
+        with path.open("rb") as f:
+            return read_bounded(f, self.max_bytes)
+
+    def _checked(self, path: Path) -> Path:
+        """A path that a list names, with its symbolic links resolved. Raises BadImage unless it may be read."""
+        try:
+            path = path.resolve()
+        except (ValueError, RuntimeError):  # a null character; a loop of links
+            raise BadImage("not_found", "There is no such file.") from None
+        if self.settings is None or not _allowed(path, self.settings):
+            raise BadImage("forbidden", "The path is not below a folder that may be read; see DARKROOM_IMPORT_ROOTS.")
+        return path
+
+    def _member(self, upload_id: str, index: int) -> bytes:
+        """The bytes of a zip entry, counted as they are unpacked, whatever its header promises. Raises BadImage."""
+        try:
+            with self._lock:  # one ZipFile for all threads: the directory of a million members is a gigabyte
+                if upload_id not in self._archives:
+                    self._archives[upload_id] = open_zip(self.storage, upload_id)
+                archive = self._archives[upload_id]
+                entry = archive.open(archive.infolist()[index])
+            try:
+                return read_bounded(entry, self.max_bytes)
+            finally:
+                with self._lock:
+                    entry.close()
+        except (*DAMAGED, OSError, RuntimeError, ValueError) as error:
+            raise BadImage("unreadable", f"The zip entry cannot be unpacked: {error}.") from None

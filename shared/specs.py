@@ -14,6 +14,9 @@ from shared.errors import Invalid
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 MODEL_REF = re.compile(r"([a-z0-9][a-z0-9_-]{0,62})(?:/(?:v)?(\d{1,6}))?")
+UPLOAD_ID = r"^[0-9a-z]{10,40}$"
+JOB_ID = r"^[0-9a-v]{20}$"
+SOURCES = ("folder", "upload", "urls", "list", "dataset", "failed", "review")
 ARCHITECTURES = (
     "resnet18", "resnet34", "resnet50", "squeezenet1_0", "squeezenet1_1", "mobilenet_v3_small", "mobilenet_v3_large",
     "efficientnet_b0", "densenet121", "convnext_tiny",
@@ -72,10 +75,39 @@ class FolderSource(Spec):
 
 
 class UploadSource(Spec):
-    """A zip that was uploaded (`POST /uploads`), or the single files of a form, which the web zips as they arrive."""
+    """What was uploaded: a zip, files sent one by one, or the single files of a form."""
 
     kind: Literal["upload"] = "upload"
-    id: str = Field(pattern=r"^[0-9a-z]{10,40}$", description="id that the upload answered")
+    id: str = Field(pattern=UPLOAD_ID, description="id that the upload answered")
+
+
+class ListSource(Spec):
+    """An uploaded list of addresses or of paths on the server, a line each, or a CSV."""
+
+    kind: Literal["list"] = "list"
+    id: str = Field(pattern=UPLOAD_ID, description="id that the upload of the list answered")
+
+
+class DatasetSource(Spec):
+    """The images of a dataset version."""
+
+    kind: Literal["dataset"] = "dataset"
+    dataset: Name = Field(description="name of the dataset")
+    version: int | None = Field(None, ge=1, description="empty: the newest when the job is submitted")
+
+
+class FailedSource(Spec):
+    """The items of an earlier batch that ended with an error."""
+
+    kind: Literal["failed"] = "failed"
+    batch: str = Field(pattern=JOB_ID, description="id of the batch")
+
+
+class ReviewSource(Spec):
+    """The images of a batch that a person has accepted or relabelled, with the labels they were given."""
+
+    kind: Literal["review"] = "review"
+    batch: str = Field(pattern=JOB_ID, description="id of the batch")
 
 
 class UrlsSource(Spec):
@@ -101,7 +133,7 @@ class ImportSpec(Spec):
     """Make a dataset from a folder per class."""
 
     dataset: Name = Field(title="Name", description="name of the dataset; an existing one gets a new version")
-    source: Annotated[FolderSource | UploadSource, Field(discriminator="kind")]
+    source: Annotated[FolderSource | UploadSource | ReviewSource, Field(discriminator="kind")]
 
 
 class ClassQuery(Spec):
@@ -177,10 +209,25 @@ class ClassifySpec(Spec):
     model: ModelRef = Field(
         title="Model", description="name, or name/v3 for a version; a name alone is the newest when the job is submitted"
     )
-    source: Annotated[FolderSource | UploadSource | UrlsSource, Field(discriminator="kind")]
+    source: Annotated[FolderSource | UploadSource | UrlsSource | ListSource | DatasetSource | FailedSource, Field(discriminator="kind")]
+    precision: Literal["exact", "fast", "int8"] = Field(
+        "fast",
+        title="Precision",
+        description="exact: the numbers that training saw; fast: 16-bit arithmetic, the same labels but for the closest calls; int8: 8-bit, on processors, for models whose labels it keeps",
+    )
     top_k: int = Field(3, ge=1, le=20, title="Top k", description="how many labels with probabilities to keep of each image")
     review_below: float = Field(
         0.6, ge=0, le=1, title="Review below", description="an image whose probability is lower is marked for review"
+    )
+    priority: Literal["low", "normal", "high"] = Field(
+        "normal", title="Priority", description="waiting batches of a higher priority are served first"
+    )
+    max_failure_rate: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        title="Largest failure rate",
+        description="the batch stops when a larger share of its images cannot be labelled, judged from the 100th image on; 1 never stops",
     )
     shard_size: int = Field(
         256, ge=1, le=10_000, title="Shard size", description="images a unit of work; a shard is what a dying worker loses"
@@ -203,7 +250,7 @@ def invalid(error: ValidationError) -> Invalid:
     """One sentence for the user out of pydantic's list of findings; `field` is the first field at fault."""
     findings = []
     for e in error.errors(include_url=False):
-        where = ".".join(str(part) for part in e["loc"] if part not in {"folder", "upload", "urls"} or len(e["loc"]) == 1)
+        where = ".".join(str(part) for part in e["loc"] if part not in SOURCES or len(e["loc"]) == 1)
         findings.append(f"{where or 'the spec'}: {e['msg'].removeprefix('Value error, ')}")
     first = error.errors()[0]["loc"]
     return Invalid("; ".join(findings) + ".", field=str(first[0]) if first else None)

@@ -5,10 +5,13 @@ version, a model version or a batch exists if and only if its info file does. Ke
 
     images/<aa>/<sha256>.<ext>          each picture once, whatever uses it
     thumbs/<aa>/<sha256>-<side>.webp    made when first looked at
-    uploads/<id>.zip                    what was uploaded
+    uploads/<id>.zip                    what was uploaded as a zip, or by a form
+    uploads/<id>.files.parquet          the names of files that were uploaded one by one, to uploads/blobs/<aa>/<sha256>
+    uploads/<id>.list.parquet           an uploaded list of addresses and server paths
     datasets/<name>/v0001/              manifest.parquet, info.json
-    models/<name>/v0001/                model.safetensors, export.pkl, report.json, info.json
-    batches/<job id>/                   items.parquet, plan.json, shards/<first>-<last>.parquet, results.csv, results.parquet, info.json
+    models/<name>/v0001/                model.safetensors, int8.xml, int8.bin, export.pkl, report.json, info.json
+    batches/<job id>/                   items/<first>-<last>.parquet, shards/<first>-<last>.parquet, review/<item id>.json,
+                                        results.csv, results.parquet, info.json
     jobs/<job id>.json                  the order as it was given, and how it ended
 """
 
@@ -36,7 +39,8 @@ class Storage:
             url = str(Path(url).expanduser().resolve())
         self.url = url
         self.cache = Path(cache).expanduser()
-        self.fs, self.root = fsspec.core.url_to_fs(url)
+        # other processes write here: a listing is never remembered
+        self.fs, self.root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         self.is_local = isinstance(self.fs, LocalFileSystem)
 
     def _full(self, key: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from image_server import bomb, picture
 
-from shared import datasets
+from shared import datasets, review
 from shared.errors import Cancelled, DarkroomError, Invalid
 from shared.items import upload_key
 from shared.settings import Settings
@@ -325,3 +325,47 @@ def test_a_cancelled_import_leaves_no_dataset(room):
     with pytest.raises(Cancelled):
         room.run(stop=stop)
     assert datasets.names(room.storage) == []
+
+
+# -- what a person decided about a batch --------------------------------------------------------------------------------
+
+BATCH = "0" * 20
+
+
+def decide(room: Room, item: int, name: str, label: str) -> None:
+    row = {
+        "item_id": item, "uri": name, "locator": f"file:{room.source / name}", "sha256": "", "model": "pets", "model_version": 1,
+        "probability": 0.5, "label": "cat", "error_code": "",
+    }  # fmt: skip
+    review.decide(room.storage, BATCH, row, label)
+
+
+def test_reviewed_images_are_added_with_the_labels_they_were_given(room):
+    room.put(*four(), "x/1.jpg", "x/2.jpg")
+    room.run()
+    room.put("new/1.jpg", "new/2.jpg")
+    decide(room, 0, "new/1.jpg", "cat")
+    decide(room, 1, "new/2.jpg", "bird")
+    decide(room, 2, "x/1.jpg", "bird")
+    decide(room, 3, "x/2.jpg", "dog")
+    result = room.run({"kind": "review", "batch": BATCH}, job="job2")
+    info = datasets.info(room.storage, "pets")
+    assert result == {"dataset": "pets", "version": 2, "images": 8, "dropped": 0}
+    assert info["classes"] == {"bird": 2, "cat": 3, "dog": 3}
+    corrected = next(row for row in datasets.rows(room.storage, "pets", 2, "bird") if row["name"] == "x/1.jpg")
+    assert corrected["source"] == "folder"  # where it came from is still known
+    assert datasets.info(room.storage, "pets", 1)["classes"] == {"cat": 2, "dog": 2, "x": 2}
+
+
+def test_of_two_decisions_about_equal_bytes_the_newer_counts(room):
+    room.put(*four())
+    room.run()
+    room.put("new/1.jpg", "new/2.jpg", data=picture("same"))
+    decide(room, 5, "new/1.jpg", "dog")
+    decide(room, 1, "new/2.jpg", "cat")
+    room.run({"kind": "review", "batch": BATCH}, job="job2")
+    assert datasets.info(room.storage, "pets")["classes"] == {"cat": 3, "dog": 2}
+
+
+def test_a_batch_that_nobody_reviewed_makes_no_dataset(room):
+    refused(room, "Nobody has reviewed", source={"kind": "review", "batch": BATCH})

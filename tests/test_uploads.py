@@ -1,6 +1,8 @@
 """Uploads: one zip on storage, whole or not at all."""
 
+import hashlib
 import io
+import json
 import zipfile
 from pathlib import Path
 
@@ -9,10 +11,12 @@ from PIL import Image
 from werkzeug.datastructures import FileStorage
 
 from shared.errors import Invalid
-from shared.items import open_zip, upload_key
+from shared.images import BadImage
+from shared.items import ItemReader, blob_key, open_zip, upload_key, walk
 from shared.settings import Settings
+from shared.specs import ListSource, UploadSource
 from web.backend import Backend
-from web.uploads import FormRequest, keep_files, keep_zip, member_name
+from web.uploads import FormRequest, keep_addresses, keep_blob, keep_files, keep_list, keep_manifest, keep_zip, member_name, missing_blobs
 
 
 @pytest.fixture
@@ -182,3 +186,150 @@ def test_a_file_of_a_form_can_be_read_again_from_any_place() -> None:
     stream.seek(2)
     stream.seek(2, io.SEEK_CUR)
     assert (stream.tell(), stream.read(100)) == (4, b"456789")
+
+
+# -- files by their content --------------------------------------------------------------------------------------------
+
+
+def hash_of(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def manifest(*entries: object) -> io.BytesIO:
+    return io.BytesIO("".join(json.dumps(entry) + "\n" for entry in entries).encode())
+
+
+def test_files_sent_by_their_content_and_then_named_are_an_upload(backend: Backend) -> None:
+    one, two = hash_of(picture()), hash_of(b"two")
+    assert missing_blobs(backend, [one, two]) == [one, two]
+    assert keep_blob(backend, one, io.BytesIO(picture()))
+    assert missing_blobs(backend, [one, two]) == [two]
+    assert keep_blob(backend, two, io.BytesIO(b"two"))
+    upload_id, count = keep_manifest(backend, manifest(["cat/1.png", one], ["../../dog/1.png", two], ["cat/again.png", one]))
+    items = list(walk(UploadSource(id=upload_id), backend.storage, backend.settings))
+    assert (count, [uri for uri, _, _ in items]) == (3, ["cat/1.png", "dog/1.png", "cat/again.png"])
+    assert [ItemReader(backend.storage, 10**6).read(locator) for _, locator, _ in items] == [picture(), b"two", picture()]
+
+
+def test_a_file_that_is_there_is_not_read_again(backend: Backend) -> None:
+    keep_blob(backend, hash_of(b"one"), io.BytesIO(b"one"))
+    again = io.BytesIO(b"one")
+    assert not keep_blob(backend, hash_of(b"one"), again)
+    assert again.tell() == 0
+
+
+@pytest.mark.parametrize(
+    ("sha256", "data", "sentence"),
+    [
+        (hash_of(b"one"), b"two", "send the file again"),
+        (hash_of(b"one"), b"", "send the file again"),
+        (hash_of(b"x" * 2000), b"x" * 2000, "larger than the 1,000 bytes"),
+        ("../../etc/passwd", b"x", "is no SHA-256"),
+        (hash_of(b"one").upper(), b"one", "is no SHA-256"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_not_kept(tmp_path: Path, sha256: str, data: bytes, sentence: str) -> None:
+    backend = Backend(Settings(storage=str(tmp_path / "store"), max_image_bytes=1000))
+    with pytest.raises(Invalid, match=sentence):
+        keep_blob(backend, sha256, io.BytesIO(data))
+    assert left_behind(backend) == []
+
+
+def test_names_whose_files_were_not_sent_are_refused_with_their_number(backend: Backend) -> None:
+    keep_blob(backend, hash_of(b"one"), io.BytesIO(b"one"))
+    with pytest.raises(Invalid, match="2 of the files were not sent yet"):
+        keep_manifest(backend, manifest(["1.png", hash_of(b"one")], ["2.png", hash_of(b"two")], ["3.png", hash_of(b"three")]))
+    assert left_behind(backend) == [Path(backend.storage.url) / blob_key(hash_of(b"one"))]
+
+
+def test_a_file_too_large_to_be_sent_is_an_item_that_says_so(backend: Backend) -> None:
+    upload_id, _ = keep_manifest(backend, manifest(["huge.png", None]))
+    ((uri, locator, _),) = walk(UploadSource(id=upload_id), backend.storage, backend.settings)
+    with pytest.raises(BadImage, match="larger than") as error:
+        ItemReader(backend.storage, 10).read(locator)
+    assert (uri, error.value.code) == ("huge.png", "too_large")
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"\n\n", b"{", b'["a.png"]\n', b'"a.png"', b"[1, null]", b'["a.png", "xyz"]', b'["a.png", 7]', b"\xff\xfe", b"[" * 100_000],
+    ids=["nothing", "blank", "cut", "no hash", "text", "number", "no SHA-256", "number as hash", "no text", "deep"],
+)
+def test_a_list_of_names_that_cannot_be_read_is_refused_and_leaves_nothing(backend: Backend, body: bytes) -> None:
+    with pytest.raises(Invalid):
+        keep_manifest(backend, io.BytesIO(body))
+    assert left_behind(backend) == []
+
+
+@pytest.mark.parametrize("hashes", [None, "x", [1], ["x"], ["a" * 64] * 10_001])
+def test_a_question_that_holds_no_hashes_is_refused(backend: Backend, hashes: object) -> None:
+    with pytest.raises(Invalid):
+        missing_blobs(backend, hashes)
+
+
+# -- lists -------------------------------------------------------------------------------------------------------------
+
+
+def listed(backend: Backend, text: str | bytes, is_csv: bool = False) -> list[str]:
+    body = text if isinstance(text, bytes) else text.encode()
+    upload_id, count = keep_list(backend, io.BytesIO(body), is_csv)
+    uris = [uri for uri, _, _ in walk(ListSource(id=upload_id), backend.storage, backend.settings)]
+    assert len(uris) == count
+    return uris
+
+
+@pytest.mark.parametrize(
+    ("text", "uris"),
+    [
+        ("http://a/1\n\n# a comment\n/srv/2.png\n", ["http://a/1", "/srv/2.png"]),
+        ("\ufeffhttp://a/1\r\n/srv/b c.png\rhttp://a/3", ["http://a/1", "/srv/b c.png", "http://a/3"]),
+        ("http://a/1,2.png\nhttp://a/3;4.png\n", ["http://a/1,2.png", "http://a/3;4.png"]),
+        ('"/srv/a ""b"".png"\n', ['/srv/a "b".png']),
+        ("cats/1.png\n/srv/2.png\n", ["cats/1.png", "/srv/2.png"]),
+        ('id,URL,label\n1,http://a/1,cat\n2,"http://a/2,3",dog\n3\n', ["http://a/1", "http://a/2,3", ""]),
+        ("label;Path\ncat;/srv/1.png\n", ["/srv/1.png"]),
+        ("label\tfilename\ncat\t/srv/1.png\n", ["/srv/1.png"]),
+        ("filename,url\n1.png,http://a/1\n", ["http://a/1"]),
+        ("url\nhttp://a/1,2\n\n# none\n,,\nhttp://a/3\n", ["http://a/1,2", "http://a/3"]),
+        ('url,caption\nhttp://a/1,"two\nlines"\nhttp://a/2,\n,,\n', ["http://a/1", "http://a/2"]),
+    ],
+)
+def test_lines_and_csv_are_understood(backend: Backend, text: str, uris: list[str]) -> None:
+    assert listed(backend, text) == uris
+
+
+def test_a_csv_without_a_known_column_is_read_by_its_first(backend: Backend) -> None:
+    assert listed(backend, "http://a/1,cat\n/srv/2.png,dog\n", is_csv=True) == ["http://a/1", "/srv/2.png"]
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (b"", "empty"),
+        (b"\n# nothing\n\n", "empty"),
+        (b"url\n", "empty"),
+        (b"http://a/1\ncaf\xe9\n", "no UTF-8 text near its line 1"),
+        ("http://a/1\n".encode("utf-16"), "no UTF-8 text"),
+        (b'url,caption\nhttp://a/1,"never closed\nhttp://a/2,x\n', "CSV cannot be read near its line"),
+        (b"x" * 200_000, "larger than the 100,000 bytes"),
+        (b"http://a/1\n" * 21, "more than 20 items"),
+        (b"cats/1.png\ncats/2.png\n", "'cats/1.png'"),
+    ],
+)
+def test_a_list_that_cannot_be_used_is_refused_with_a_sentence_and_leaves_nothing(backend: Backend, text: bytes, sentence: str) -> None:
+    with pytest.raises(Invalid, match=sentence):
+        keep_list(backend, io.BytesIO(text))
+    assert left_behind(backend) == []
+
+
+def test_a_line_without_an_end_is_not_gathered_for_ever(tmp_path: Path) -> None:
+    backend = Backend(Settings(storage=str(tmp_path / "store")))
+    with pytest.raises(Invalid, match="Line 2 is longer"):
+        keep_list(backend, io.BytesIO(b"http://a/1\n" + b"x" * 10**6))
+
+
+def test_the_same_addresses_are_kept_once(backend: Backend) -> None:
+    first = keep_addresses(backend, ["http://a/1", "http://a/2"])
+    assert keep_addresses(backend, ["http://a/1", "http://a/2"]) == first
+    assert len(left_behind(backend)) == 1
+    assert keep_addresses(backend, ["http://a/1"]) != first

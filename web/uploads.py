@@ -1,30 +1,43 @@
-"""Keeping what was uploaded: always one zip on storage, whole or not at all.
+"""Keeping what was uploaded, whole or not at all: a zip, files by their content, or a list.
 
-A zip is kept as it came. The single files of a form are written into a zip as they are read; their names are data in it
-and never paths on this machine. Nothing half-made stays.
+A zip is kept as it came. The single files of a form are written into a zip as they are read. A program sends each file
+under the SHA-256 of its bytes, only those that are not here yet, and then the list of their names: an upload that broke
+off goes on where it was. Names are data and never paths on this machine. Nothing half-made stays.
 """
 
+import codecs
+import csv
+import hashlib
 import io
+import json
 import os
 import re
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain, islice
 from pathlib import PurePosixPath
 from typing import IO, Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from flask import Request
 from werkzeug.datastructures import FileStorage
 
 from shared.errors import Invalid
-from shared.items import check_zip, open_zip, picture_member, upload_key
+from shared.items import FILES, MAX_LOCATOR, blob_key, check_zip, files_key, list_key, locator_of, open_zip, picture_member, upload_key
 from shared.jobs import new_id
 from web.backend import Backend
 
 CHUNK = 1 << 20
 MAX_PART = 200  # characters of a file or folder name that are kept
 MAX_DEPTH = 16  # folders of a relative path that are kept
+MAX_ASKED = 10_000  # hashes in one question
+MAX_LINE = 1 << 17  # characters of a line of a list
+ROW_GROUP = 10_000  # rows of a list that are in memory at once
+COLUMNS = ("uri", "url", "path", "image", "file", "filename")  # of a CSV that lists images, the first that is there
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def keep_zip(backend: Backend, stream: IO[bytes]) -> str:
@@ -117,6 +130,182 @@ def _deleted_when_bad(backend: Backend, upload_id: str) -> Iterator[None]:
     except BaseException:
         backend.storage.delete(upload_key(upload_id))
         raise
+
+
+# -- files by their content -------------------------------------------------------------------------------------------
+
+
+def missing_blobs(backend: Backend, hashes: Any) -> list[str]:
+    """Which of these files, named by the SHA-256 of their bytes, still have to be sent. Raises Invalid."""
+    if not isinstance(hashes, list) or len(hashes) > MAX_ASKED:
+        raise Invalid(f"sha256 must be a list of at most {MAX_ASKED:,} hashes.", field="sha256")
+    return [sha256 for sha256 in hashes if not backend.storage.exists(blob_key(_hash(sha256)))]
+
+
+def keep_blob(backend: Backend, sha256: str, stream: IO[bytes]) -> bool:
+    """Keep one file under the SHA-256 of its bytes; whether it is new. Raises Invalid: too large, or other bytes than named."""
+    key = blob_key(_hash(sha256))
+    if backend.storage.exists(key):
+        return False
+    most = backend.settings.max_image_bytes
+    digest, size = hashlib.sha256(), 0
+    with backend.storage.writing(key, durable=False, replace=False) as out:  # `keep_manifest` waits for the disk, once for all
+        while chunk := stream.read(CHUNK):
+            size += len(chunk)
+            if size > most:
+                raise Invalid(f"The file is larger than the {most:,} bytes that one image may have; see DARKROOM_MAX_IMAGE_BYTES.")
+            digest.update(chunk)
+            out.write(chunk)
+        if digest.hexdigest() != sha256:
+            raise Invalid(f"The bytes that arrived have the SHA-256 {digest.hexdigest()} and not {sha256}; send the file again.")
+    return True
+
+
+def keep_manifest(backend: Backend, stream: IO[bytes]) -> tuple[str, int]:
+    """Make an upload of files that were sent by their content; returns its id and how many files it has.
+
+    `stream`: JSON lines, `["cats/1.jpg", "<sha256>"]` each, or `["cats/huge.jpg", null]` for a file that was too large to be
+    sent and becomes a row that says so. Raises Invalid: a line that is none of these, no line, or files that are missing.
+    """
+    upload_id = new_id()
+    if backend.storage.is_local:
+        os.sync()
+    return upload_id, _keep_rows(backend, files_key(upload_id), _manifest_rows(backend, stream))
+
+
+def _manifest_rows(backend: Backend, stream: IO[bytes]) -> Iterator[tuple[str, str]]:
+    too_large = f"error:too_large:The file is larger than the {backend.settings.max_image_bytes:,} bytes that one image may have."
+    missing: list[str] = []
+    for number, line in enumerate(_lines(backend, stream), 1):
+        if not line.strip():
+            continue
+        try:
+            name, sha256 = json.loads(line)
+        except (ValueError, TypeError, RecursionError):
+            raise Invalid(f'Line {number} is not a file as ["name.jpg", "<sha256>"].', field="files") from None
+        if not isinstance(name, str):
+            raise Invalid(f"Line {number} names no file.", field="files")
+        if sha256 is not None and not backend.storage.exists(blob_key(_hash(sha256))):
+            missing.append(sha256)
+        yield member_name(name) or "unnamed", too_large if sha256 is None else f"blob:{sha256}"
+    if missing:
+        raise Invalid(
+            f"{len(missing):,} of the files were not sent yet, first {missing[0]}; send them, then this list again.", field="files"
+        )
+
+
+def _hash(value: Any) -> str:
+    if not isinstance(value, str) or not SHA256.fullmatch(value):
+        raise Invalid(f"{str(value)[:80]!r} is no SHA-256: 64 digits of 0-9 and a-f.", field="sha256")
+    return value
+
+
+def _keep_rows(backend: Backend, key: str, rows: Iterator[tuple[str, str]]) -> int:
+    """Write (uri, locator) of each item as they come; returns how many there are. Raises Invalid for none, and for too many."""
+    most, count = backend.settings.max_zip_members, 0
+    with backend.storage.writing(key) as out, pq.ParquetWriter(out, FILES, compression="zstd") as writer:
+        while chunk := list(islice(rows, ROW_GROUP)):
+            count += len(chunk)
+            if count > most:
+                raise Invalid(f"There are more than {most:,} items; see DARKROOM_MAX_ZIP_MEMBERS.", field="source")
+            writer.write_table(pa.table([list(column) for column in zip(*chunk, strict=True)], schema=FILES))
+        if not count:
+            raise Invalid("The list is empty.", field="source")
+    return count
+
+
+# -- lists ------------------------------------------------------------------------------------------------------------
+
+
+def keep_list(backend: Backend, stream: IO[bytes], is_csv: bool = False) -> tuple[str, int]:
+    """Keep a list of http(s) addresses and absolute paths of the server; returns its id and how many items it has.
+
+    One a line, or a CSV: with a header that names one of COLUMNS that column, otherwise, if `is_csv`, the first. Blank lines
+    and those that begin with # are passed over; every other one is an item, whose row tells when it names nothing. Raises
+    Invalid: not UTF-8, broken quotes, too long, empty, or not a single line that names something.
+    """
+    upload_id = new_id()
+    return upload_id, _keep_rows(backend, list_key(upload_id), _list_rows(backend, stream, is_csv))
+
+
+def _list_rows(backend: Backend, stream: IO[bytes], is_csv: bool) -> Iterator[tuple[str, str]]:
+    first, named = "", False
+    for entry in _entries(_lines(backend, stream), is_csv):
+        locator = locator_of(entry)
+        first, named = first or entry, named or not locator.startswith("error:")
+        yield entry.strip()[:MAX_LOCATOR], locator
+    if first and not named:  # the wrong file, or names without their folders: better told now than in a million rows
+        raise Invalid(f"Not an http or https address, nor an absolute path on the server: {first[:80]!r}. No line is.", field="source")
+
+
+def keep_addresses(backend: Backend, urls: list[str]) -> str:
+    """Keep addresses of an order as a list; returns its id, which is that of the same addresses given again."""
+    upload_id = hashlib.sha256("\n".join(urls).encode()).hexdigest()[:40]
+    if not backend.storage.exists(list_key(upload_id)):
+        _keep_rows(backend, list_key(upload_id), ((url, locator_of(url)) for url in urls))
+    return upload_id
+
+
+def _entries(lines: Iterator[str], is_csv: bool) -> Iterator[str]:
+    """What each line of a list names."""
+    first = next((line for line in lines if not _skipped(line)), None)
+    if first is None:
+        return
+    header = _header(first)
+    if header is None and not is_csv:
+        yield from (_unquoted(line.strip()) for line in chain([first], lines) if not _skipped(line))
+        return
+    delimiter, column, width = header or (",", 0, 0)
+    rows = csv.reader(lines if header else chain([first], lines), delimiter=delimiter, strict=True)
+    try:
+        for row in rows:
+            if any(cell.strip() for cell in row) and not _skipped(row[0] or "-"):
+                # an address may hold commas: of a single column they belong to it
+                yield delimiter.join(row) if width == 1 else row[column] if column < len(row) else ""
+    except csv.Error as error:
+        raise Invalid(f"The CSV cannot be read near its line {rows.line_num + 1}: {error}.", field="source") from None
+
+
+def _skipped(line: str) -> bool:
+    return not line.strip() or line.lstrip().startswith("#")
+
+
+def _unquoted(line: str) -> str:
+    return line[1:-1].replace('""', '"') if len(line) > 1 and line[0] == line[-1] == '"' else line
+
+
+def _header(line: str) -> tuple[str, int, int] | None:
+    """(delimiter, column that names the images, number of columns) when a line is the header of a CSV."""
+    for delimiter in ",;\t":
+        cells = [cell.strip().casefold() for cell in next(csv.reader([line], delimiter=delimiter))]
+        if named := [name for name in COLUMNS if name in cells]:
+            return delimiter, cells.index(named[0]), len(cells)
+    return None
+
+
+def _lines(backend: Backend, stream: IO[bytes]) -> Iterator[str]:
+    """The lines of a text as it arrives, with or without BOM, ended by LF, CRLF or CR. Raises Invalid: not UTF-8, too large."""
+    most, size, number, rest = backend.settings.max_upload_bytes, 0, 0, ""
+    decoder = io.IncrementalNewlineDecoder(codecs.getincrementaldecoder("utf-8-sig")(), translate=True)
+    over = False
+    while not over:
+        chunk = stream.read(1 << 16)
+        over = not chunk
+        size += len(chunk)
+        if size > most:
+            raise Invalid(f"The list is larger than the {most:,} bytes that are allowed; see DARKROOM_MAX_UPLOAD_BYTES.", field="source")
+        try:
+            *whole, rest = (rest + decoder.decode(chunk, final=over)).split("\n")
+        except UnicodeDecodeError:
+            raise Invalid(
+                f"The list is no UTF-8 text near its line {number + 1}; save it as UTF-8 and send it again.", field="source"
+            ) from None
+        number += len(whole)
+        if len(rest) > MAX_LINE:
+            raise Invalid(f"Line {number + 1} is longer than {MAX_LINE:,} characters.", field="source")
+        yield from whole
+    if rest:
+        yield rest
 
 
 # -- the files of a form, while they arrive ---------------------------------------------------------------------------

@@ -68,7 +68,7 @@ class Collection:
         self.kept: Counter[str] = Counter()  # by class, of what was offered now
         self.reasons: Counter[str] = Counter()
         self._carried: list[dict[str, Any]] = []
-        self._label_of: dict[str, str] = {}  # sha256 -> class
+        self._row_of: dict[str, dict[str, Any]] = {}  # sha256 -> the row that keeps the picture
         self._latest: deque[dict[str, str]] = deque(maxlen=LATEST)
         self._progress = progress
         self._told = 0.0
@@ -84,25 +84,36 @@ class Collection:
             return
         self.parent = newest
         for row in datasets.rows(self.storage, self.name, newest):
-            if row["sha256"] not in self._label_of:
-                self._label_of[row["sha256"]] = row["label"]
+            if row["sha256"] not in self._row_of:
+                self._row_of[row["sha256"]] = row
                 self._carried.append(row)
 
-    def add(self, origin: dict[str, Any], facts: dict[str, Any]) -> bool:
-        """Append the row of what was offered: where it is from, and what `examine` or `dropped` found. Whether it was kept."""
+    def add(self, origin: dict[str, Any], facts: dict[str, Any], corrects: bool = False) -> bool:
+        """Append the row of what was offered: where it is from, and what `examine` or `dropped` found. Whether it was kept.
+
+        `corrects`: a picture that is here already under another label gets this one, and keeps what else is known of it.
+        """
         row = datasets.blank_row(**{**origin, "name": _printable(origin.get("name", ""))}, **facts)
-        if not row["reason"] and row["sha256"] in self._label_of:
+        known = None if row["reason"] else self._row_of.get(row["sha256"])
+        if known and corrects and known["label"] != row["label"]:
+            known["label"] = row["label"]
+            self._count(known)
+            return True
+        if known:
             row["reason"] = "duplicate"
-            row["detail"] = f"The same bytes are already kept in the class {self._label_of[row['sha256']]!r}."
+            row["detail"] = f"The same bytes are already kept in the class {known['label']!r}."
         row["status"] = "dropped" if row["reason"] else "kept"
         self.rows.append(row)
         if row["reason"]:
             self.reasons[row["reason"]] += 1
             return False
-        self.kept[row["label"]] += 1
-        self._label_of[row["sha256"]] = row["label"]
-        self._latest.append({key: row[key] for key in ("sha256", "ext", "label")})
+        self._row_of[row["sha256"]] = row
+        self._count(row)
         return True
+
+    def _count(self, row: dict[str, Any]) -> None:
+        self.kept[row["label"]] += 1
+        self._latest.append({key: row[key] for key in ("sha256", "ext", "label")})
 
     def check_labels(self, labels: Iterable[str]) -> None:
         """Raises Invalid when two classes, old or new, differ by case alone: on some disks they would be one folder."""

@@ -1,4 +1,4 @@
-"""Making a dataset from a folder per class: a folder on the server, or a zip whose members are read where they are."""
+"""Making a dataset from a folder per class, on the server or uploaded, or from what a person decided about a batch."""
 
 import os
 from collections import deque
@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
+from shared import review
 from shared.errors import Invalid
 from shared.images import BadImage
-from shared.items import ItemReader, check_folder, check_zip, open_zip, walk_folder, walk_zip
+from shared.items import ItemReader, walk
 from shared.settings import Settings
-from shared.specs import FolderSource, ImportSpec, check_class_name
+from shared.specs import ImportSpec, ReviewSource, check_class_name
 from shared.storage import Storage
 from worker.examining import Collection, dropped, examine, published
 from worker.progress import Progress
@@ -22,20 +23,22 @@ Item = tuple[str, str, str]  # label, path below the root, locator
 
 
 def import_dataset(spec: ImportSpec, job: str, storage: Storage, settings: Settings, progress: Progress) -> dict[str, Any]:
-    """Make the next version of a dataset out of a folder or a zip; returns dataset, version, images, dropped.
+    """Make the next version of a dataset; returns dataset, version, images, dropped.
 
     An import into an existing dataset adds to it: the kept pictures of its newest version are carried over. A folder is a
-    class, with all that lies below it; see `label_items` for folders around the classes. Raises DarkroomError, with
-    nothing published, for a folder name that cannot be a class or when a class has fewer than two usable pictures.
+    class, with all that lies below it; see `label_items` for folders around the classes. What a person decided about a
+    batch has the label that was given, also where the dataset had another. Raises DarkroomError, with nothing published,
+    for a folder name that cannot be a class or when a class has fewer than two usable pictures.
     """
     if done := published(storage, spec.dataset, job):
         return done
     progress.update(phase="listing")
-    items = label_items(_listed(spec, storage, settings, progress))
+    reviewed = isinstance(spec.source, ReviewSource)
+    items = _decided(spec.source.batch, storage, progress) if reviewed else label_items(_listed(spec, storage, settings, progress))
     collection = Collection(storage, spec.dataset, progress)
     collection.check_labels(dict.fromkeys(label for label, _, _ in items if label))
     for looked_at, ((label, path, _), facts) in enumerate(_examined(items, storage, settings), 1):
-        collection.add({"label": label, "name": path, "source": spec.source.kind}, facts)
+        collection.add({"label": label, "name": path, "source": spec.source.kind}, facts, corrects=reviewed)
         collection.tell("importing", looked_at, len(items))
     return collection.publish(job, spec.source.model_dump())
 
@@ -79,21 +82,23 @@ def _class_name(folder: str) -> str:
 def _listed(spec: ImportSpec, storage: Storage, settings: Settings, progress: Progress) -> list[tuple[str, str]]:
     """(path below the root, locator) of each file that looks like a picture. Raises Invalid, NotFound, Cancelled."""
     pairs = []
-    for pair in _walk(spec, storage, settings):
+    for path, locator, _ in walk(spec.source, storage, settings):
         progress.check()
-        pairs.append(pair)
+        pairs.append((path, locator))
     if not pairs:
         raise Invalid("There are no pictures in the folder.", field="source")
     return pairs
 
 
-def _walk(spec: ImportSpec, storage: Storage, settings: Settings) -> Iterator[tuple[str, str]]:
-    if isinstance(spec.source, FolderSource):
-        yield from walk_folder(check_folder(spec.source.path, settings))
-        return
-    with open_zip(storage, spec.source.id) as archive:
-        check_zip(archive, settings)
-        yield from walk_zip(archive, spec.source.id)
+def _decided(batch: str, storage: Storage, progress: Progress) -> list[Item]:
+    """What a person decided about a batch, the newest decision last: of equal pictures it is the one that counts."""
+    found = []
+    for decision in review.decisions(storage, batch):
+        progress.check()
+        found.append((decision["at"], (decision["given_label"], decision["uri"], decision["locator"])))
+    if not found:
+        raise Invalid(f"Nobody has reviewed a row of the batch {batch} yet.", field="source")
+    return [item for _, item in sorted(found, key=lambda pair: pair[0])]
 
 
 def _examined(items: list[Item], storage: Storage, settings: Settings) -> Iterator[tuple[Item, dict[str, Any]]]:
@@ -101,7 +106,7 @@ def _examined(items: list[Item], storage: Storage, settings: Settings) -> Iterat
 
     Pillow lets go of the interpreter while it decodes, so threads are enough; only a few files a thread are in memory.
     """
-    reader = ItemReader(storage, settings.max_image_bytes)
+    reader = ItemReader(storage, settings.max_image_bytes, settings)
     width = os.cpu_count() or 1
     ahead: deque[tuple[Item, Future[dict[str, Any]]]] = deque()
     with ThreadPoolExecutor(width) as threads:
