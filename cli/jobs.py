@@ -8,7 +8,7 @@ from cli.follow import tell
 from cli.options import json_option, wait_option
 
 KINDS = ("import", "scrape", "train", "classify")
-STATES = ("queued", "running", "done", "failed", "cancelled")
+STATES = ("queued", "running", "paused", "done", "failed", "cancelled")
 ID = click.argument("job_id", metavar="ID")
 
 
@@ -59,6 +59,30 @@ def cancel(client: Client, job_id: str, as_json: bool) -> None:
         show.as_json(found)
     else:
         click.echo("The job is cancelled." if found["state"] == "cancelled" else "The job was asked to end and stops in a moment.")
+
+
+@job.command("pause")
+@ID
+@json_option
+@click.pass_obj
+def pause(client: Client, job_id: str, as_json: bool) -> None:
+    """Let a batch rest; what it has done stays."""
+    found = client.post("jobs", job_id, "pause")
+    if as_json:
+        show.as_json(found)
+    else:
+        state = "is paused" if found["state"] == "paused" else "was asked to pause and rests in a moment"
+        click.echo(f"The batch {state}. `darkroom job resume {job_id}` lets it go on.")
+
+
+@job.command("resume")
+@ID
+@wait_option
+@json_option
+@click.pass_obj
+def resume(client: Client, job_id: str, wait: bool, as_json: bool) -> None:
+    """Let a paused batch go on."""
+    tell(client, client.post("jobs", job_id, "resume"), wait, as_json)
 
 
 @job.command("retry")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cli import batches, datasets, jobs, models
+from cli import batches, datasets, jobs, models, show
 from cli.client import Client
 from cli.follow import Interrupted
 from cli.options import json_option, setting_option
@@ -93,6 +93,20 @@ def worker(queues: str, name: str | None, **overrides: Any) -> None:
     from cli import start
 
     start.worker(load(**overrides), chosen, name)
+
+
+@cli.command("recover")
+@setting_option("storage")
+@json_option
+def recover(as_json: bool, **overrides: Any) -> None:
+    """Rebuild the ledger from the storage, after Redis has lost its data; `up` does it by itself."""
+    from cli import start
+
+    found = start.recovered(load(**overrides))
+    if as_json:
+        show.as_json({"recovered": found})
+    else:
+        click.echo(f"{len(found)} jobs were recovered." if found else "Nothing is missing: the ledger knows every job of the storage.")
 
 
 @cli.command("demo")

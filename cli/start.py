@@ -22,7 +22,7 @@ from pathlib import Path
 import redis
 
 from shared.errors import DarkroomError, Unavailable
-from shared.jobs import connect
+from shared.jobs import JobStore, connect
 from shared.settings import Settings
 from shared.storage import Storage
 
@@ -91,6 +91,14 @@ def with_redis(settings: Settings) -> Settings:
     return settings.model_copy(update={"redis_url": note.read_text().strip()})
 
 
+def recovered(settings: Settings) -> list[str]:
+    """Enter into the ledger the jobs that only the storage knows; returns their ids. Raises Unavailable."""
+    from shared.recovery import recover
+
+    settings = with_redis(settings)
+    return recover(JobStore(connect(settings.redis_url or "")), Storage(settings.storage, settings.cache))
+
+
 def up(settings: Settings) -> None:
     """Start everything and wait for Ctrl-C."""
     with running(settings) as system:
@@ -134,6 +142,8 @@ class System:
         self.logs.mkdir(parents=True, exist_ok=True)
         if self.settings.redis_url is None:
             self._start_redis()
+        if found := recovered(self.settings):
+            print(f"Redis had lost {len(found)} jobs; they were recovered from the storage.", file=sys.stderr, flush=True)
         python = [sys.executable, "-m", "cli"]
         for queues in WORKERS:
             self._commands[f"worker-{queues.split(',')[-1]}"] = [*python, "worker", "--queues", queues]

@@ -1,6 +1,6 @@
 """The ledger of jobs: what was asked, how far it is, who works on it. One writer, and every change is one Lua call.
 
-A job is made of units of work: a training is one, a scrape is one, a batch is `plan`, then a unit a shard, then `finish`.
+A job is made of units of work: a training is one, a scrape is one, a batch is `plan` (in portions), a unit a shard, then `finish`.
 A worker claims a unit for a **lease** and renews it; the claim's number is a **fencing token**, so a worker that was
 believed dead cannot commit. The ledger can be rebuilt from storage; a Celery message is only a hint that there is work.
 
@@ -8,20 +8,21 @@ Keys, all under `darkroom:` (times are milliseconds of Redis's own clock):
 
 | key                       | type   | meaning                                                                            | lives        |
 |---------------------------|--------|------------------------------------------------------------------------------------|--------------|
-| `job:<id>`                | hash   | kind, state, spec, created, started, ended, error, note, progress, result, cancel; | for ever     |
-|                           |        | units, units_done, leased, moving (sent or leased), last; items, errors, ... of a batch |         |
+| `job:<id>`                | hash   | kind, state, spec, created, started, ended, error, note, progress, result, cancel, | for ever     |
+|                           |        | pause; units, units_done, leased, waiting (in the queue), last; items, errors, ... of a batch | |
 | `job:<id>:epochs`, `:loss`| list   | rows of a training as JSON, in order                                               | for ever     |
 | `job:<id>:labels`, `:confidence`, `:reasons` | hash | histograms of a batch, reasons of a scrape                          | for ever     |
 | `job:<id>:latest`         | list   | the newest rows of a batch as JSON, at most 48                                     | for ever     |
-| `job:<id>:unsent`         | list   | units not yet in the queue                                                         | to job's end |
-| `unit:<id>:<unit>`        | hash   | state (unsent, waiting, leased, done), token, attempts, until, worker, sends       | a week after |
+| `job:<id>:unsent`         | list   | units not yet in the queue, or stretches of shards `<first>-<last>/<size>`          | to job's end |
+| `unit:<id>:<unit>`        | hash   | state (unsent, waiting, leased, done), token, attempts, until, worker, sends       | 10 min after |
 | `jobs`                    | zset   | every job id, all with score 0 and so in the order of the ids, that is of time     | for ever     |
 | `state:<state>`           | set    | ids of the jobs in that state                                                      | for ever     |
 | `leases`                  | zset   | `<id> <unit>` by end of lease                                                      | of the lease |
 | `sent`                    | zset   | `<id> <unit>` in the queue but not claimed, by when it was sent                    | to the claim |
 | `idem:<key>`              | string | job id that an Idempotency-Key made                                                | a day        |
 | `worker:<name>`           | string | JSON of a live worker                                                              | 30 s         |
-| `predict:<id>`, `:reply`  | string, list | one image to label at once, and the answer                                   | a minute     |
+| `questions`               | list   | ids of single images to label at once                                              | a minute     |
+| `predict:<id>`, `:reply`  | string, list | such an image with its model, and the answer                                 | a minute     |
 | `sweeper`                 | string | lock of the sweeper                                                                | 6 s          |
 """
 
@@ -30,7 +31,7 @@ import json
 import re
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -45,9 +46,9 @@ from shared.errors import NotFound, Unavailable
 from shared.storage import Storage
 
 PREFIX = "darkroom:"
+QUESTIONS = f"{PREFIX}questions"
 ID = re.compile(r"[0-9a-v]{20}")
 SWEEPER_MS = 6000  # how long the sweeper's lock outlives a sweeper that died
-WINDOW = 16  # units of one job in the queue or leased at once, so that a small job never waits behind a giant
 
 
 class State(StrEnum):
@@ -55,6 +56,7 @@ class State(StrEnum):
 
     QUEUED = "queued"  # nobody works on it yet, or its worker died and another is awaited
     RUNNING = "running"  # at least one unit was claimed
+    PAUSED = "paused"  # the user will resume it; nobody works on it meanwhile
     DONE = "done"  # every unit is committed and the result is on storage
     FAILED = "failed"  # `error` says why
     CANCELLED = "cancelled"  # the user stopped it; what was done stays
@@ -66,8 +68,9 @@ class State(StrEnum):
 
 
 MOVES: dict[State, tuple[State, ...]] = {
-    State.QUEUED: (State.RUNNING, State.FAILED, State.CANCELLED),
-    State.RUNNING: (State.QUEUED, State.DONE, State.FAILED, State.CANCELLED),
+    State.QUEUED: (State.RUNNING, State.PAUSED, State.FAILED, State.CANCELLED),
+    State.RUNNING: (State.QUEUED, State.PAUSED, State.DONE, State.FAILED, State.CANCELLED),
+    State.PAUSED: (State.QUEUED, State.FAILED, State.CANCELLED),
     State.DONE: (),
     State.FAILED: (),
     State.CANCELLED: (),
@@ -88,6 +91,7 @@ class Job:
     error: str | None = None
     note: str | None = None
     cancel: bool = False
+    pause: bool = False
     progress: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
@@ -99,12 +103,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Claim:
-    """A granted lease: `token` fences commits, `attempt` counts from 1."""
+    """A granted lease: `token` fences commits, `attempt` counts from 1; `send`: units that the claimer should send now."""
 
     job: str
     unit: str
     token: str
     attempt: int
+    send: tuple[str, ...] = ()
 
 
 def new_id() -> str:
@@ -123,7 +128,8 @@ def connect(url: str, timeout: float = 5) -> redis.Redis:
         socket_connect_timeout=timeout,
         **({} if url.startswith("unix:") else {"socket_keepalive": True}),
         health_check_interval=25,
-        retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 2),
+        # a connection that broke is made again; each try at a peer that does not answer would take `timeout` seconds once more
+        retry=Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), 2, supported_errors=(redis.ConnectionError,)),
     )
 
 
@@ -211,6 +217,55 @@ class JobStore:
             raise NotFound(f"There is no job {job_id!r}.")
         return State(state.decode())
 
+    def pause(self, job_id: str, why: str = "") -> State:
+        """Ask a job to rest: no unit starts, those in hand are put down within a mini-batch; `why` is noted. Raises NotFound."""
+        state = self._call("pause", job_id, why)
+        if state is None:
+            raise NotFound(f"There is no job {job_id!r}.")
+        return State(state.decode())
+
+    def resume(self, job_id: str) -> list[str]:
+        """Let a paused job go on; returns the units to send now. Raises NotFound."""
+        units = self._call("resume", job_id)
+        if units is None:
+            raise NotFound(f"There is no job {job_id!r}.")
+        return [unit.decode() for unit in units]
+
+    def fail(self, job_id: str, error: str) -> bool:
+        """End a job with an error, whatever its workers do. False when it had ended before."""
+        return bool(self._call("fail", job_id, error))
+
+    def knows(self, job_id: str) -> bool:
+        """Whether the ledger has this job."""
+        with reachable():
+            return bool(self.redis.exists(f"{PREFIX}job:{job_id}"))
+
+    def restore(
+        self, job: Job, units: list[str] | None = None, histograms: Mapping[str, Mapping[str, int]] | None = None, last: str = ""
+    ) -> bool:
+        """Enter a job that the ledger has lost, with the `units` (or stretches of shards) that are left to do.
+
+        False when the ledger knows it. The sweeper sends what is to be done.
+        """
+        fields = {
+            "kind": job.kind,
+            "state": job.state.value,
+            "spec": json.dumps(job.spec),
+            "created": int(job.created * 1000),
+            "started": job.started and int(job.started * 1000),
+            "ended": job.ended and int(job.ended * 1000),
+            "error": job.error,
+            "note": job.note,
+            "result": json.dumps(job.result) if job.result else None,
+            "last": last or None,
+            "pause": 1 if job.pause else None,
+            "leased": 0,
+            "waiting": 0,
+            **job.counts,
+        }
+        flat = [str(part) for name, value in fields.items() if value is not None for part in (name, value)]
+        return bool(self._call("restore", job.id, json.dumps(flat), json.dumps(histograms or {}), json.dumps(units or [])))
+
     def rows(self, job_id: str, name: str, start: int = 0, stop: int = -1) -> list[Any]:
         """The JSON rows of the list `name` (epochs, loss, latest) of a job."""
         with reachable():
@@ -224,12 +279,19 @@ class JobStore:
     # -- units of work ------------------------------------------------------------------------------------------------
 
     def claim(self, job_id: str, unit: str, worker: str) -> Claim | None:
-        """Lease a unit, or None if it is done, leased to another, or its job is over."""
+        """Lease a unit, or None if it is done, leased to another, or its job is over or paused."""
         answer = self._call("claim", job_id, unit, worker, self.lease_ms)
-        return Claim(job_id, unit, answer[1].decode(), answer[2]) if answer[0] == b"granted" else None
+        if answer[0] != b"granted":
+            return None
+        return Claim(job_id, unit, answer[1].decode(), answer[2], tuple(name.decode() for name in answer[3:]))
+
+    def take(self, job_id: str, worker: str) -> Claim | None:
+        """Lease the next unit of a job that was not sent to the queue, or None if there is none."""
+        answer = self._call("take", job_id, worker, self.lease_ms)
+        return Claim(job_id, answer[0].decode(), answer[1].decode(), answer[2]) if answer else None
 
     def renew(self, claim: Claim, progress: dict[str, Any] | None = None) -> str:
-        """Renew a lease and publish progress: `ok`, `cancel` (stop, then `release`) or `lost` (stop, commit nothing)."""
+        """Renew a lease and publish progress: `ok`, `cancel` or `pause` (stop, then `release`), or `lost` (stop, commit nothing)."""
         text = json.dumps(progress) if progress is not None else ""
         return self._call("renew", claim.job, claim.unit, claim.token, self.lease_ms, text).decode()  # type: ignore[no-any-return]
 
@@ -238,18 +300,37 @@ class JobStore:
         if rows:
             self._call("append", claim.job, claim.unit, claim.token, name, first, *(json.dumps(row) for row in rows))
 
-    def commit(self, claim: Claim, tally: dict[str, Any] | None = None, more: list[str] | None = None, last: str = "") -> list[str] | None:
-        """Mark a unit done and count it, exactly once. `more` units follow, and `last` after all of them.
+    def others_wait(self, job_id: str, lists: list[str]) -> bool:
+        """Whether the queue holds, in one of these lists, work of another job than this one."""
+        with reachable():
+            pipe = self.redis.pipeline(transaction=False)
+            for name in lists:
+                pipe.llen(name)
+            pipe.hget(f"{PREFIX}job:{job_id}", "waiting")
+            *lengths, own = pipe.execute()
+        return bool(sum(lengths) > int(own or 0))
+
+    def commit(
+        self,
+        claim: Claim,
+        tally: dict[str, Any] | None = None,
+        stretches: Iterable[tuple[int, int, int]] = (),
+        following: str = "",
+        last: str = "",
+    ) -> list[str] | None:
+        """Mark a unit done and count it, exactly once.
 
         `tally`: `{"counts": {field: n}, "hashes": {histogram: {field: n}}, "latest": [row text]}`, added to the job's.
-        Returns the units to send now, or None when the lease was lost and nothing was counted.
+        `stretches`: (first, last, size) each: shards of `size` items that this unit has planned. The unit `following` is sent
+        at once, and `last` after all others. Returns the units to send now, or None when the lease was lost and nothing was counted.
         """
-        answer = self._call("commit", claim.job, claim.unit, claim.token, json.dumps(tally or {}), json.dumps(more or []), last, WINDOW)
+        planned = json.dumps([f"{first}-{stop}/{size}" for first, stop, size in stretches])
+        answer = self._call("commit", claim.job, claim.unit, claim.token, json.dumps(tally or {}), planned, following, last)
         return None if answer is None else [unit.decode() for unit in answer]
 
     def split(self, claim: Claim, parts: list[str]) -> list[str]:
         """Replace a unit that workers die on by its parts. Returns the units to send now."""
-        return [unit.decode() for unit in self._call("split", claim.job, claim.unit, claim.token, json.dumps(parts), WINDOW) or []]
+        return [unit.decode() for unit in self._call("split", claim.job, claim.unit, claim.token, json.dumps(parts)) or []]
 
     def release(self, claim: Claim, note: str = "", counted: bool = True) -> None:
         """Give a unit back to be tried again; `note` is shown with the job; `counted=False`: the worker was asked to stop."""
@@ -338,17 +419,22 @@ class JobStore:
         """Keep one image to label for a minute; returns the id of the question."""
         question_id = new_id()
         with reachable():
-            self.redis.set(f"{PREFIX}predict:{question_id}", json.dumps(question).encode() + b"\n" + image, ex=60)
+            pipe = self.redis.pipeline()
+            pipe.set(f"{PREFIX}predict:{question_id}", json.dumps(question).encode() + b"\n" + image, ex=60)
+            pipe.rpush(QUESTIONS, question_id)
+            pipe.expire(QUESTIONS, 60)
+            pipe.execute()
         return question_id
 
-    def question(self, question_id: str) -> tuple[dict[str, Any], bytes] | None:
-        """The question and its image, or None if nobody waits for the answer any more."""
+    def next_question(self, timeout: float) -> tuple[str, dict[str, Any], bytes] | None:
+        """Wait at most `timeout` seconds for a question that somebody still waits for: its id, the question and the image."""
         with reachable():
-            raw = self.redis.getdel(f"{PREFIX}predict:{question_id}")
+            taken = self.redis.blpop([QUESTIONS], timeout=timeout)
+            raw = self.redis.getdel(f"{PREFIX}predict:{taken[1].decode()}") if taken else None
         if raw is None:
             return None
         head, _, image = raw.partition(b"\n")
-        return json.loads(head), image
+        return taken[1].decode(), json.loads(head), image
 
     def answer(self, question_id: str, answer: dict[str, Any]) -> None:
         """Answer a question; kept for a minute."""
@@ -387,9 +473,10 @@ def _job(job_id: str, raw: dict[bytes, bytes]) -> Job:
         "progress",
         "result",
         "cancel",
+        "pause",
         "last",
         "leased",
-        "moving",
+        "waiting",
     }
     return Job(
         id=job_id,
@@ -402,6 +489,7 @@ def _job(job_id: str, raw: dict[bytes, bytes]) -> Job:
         error=r.get("error"),
         note=r.get("note"),
         cancel=r.get("cancel") == "1",
+        pause=r.get("pause") == "1",
         progress=json.loads(r.get("progress", "{}")),
         result=json.loads(r.get("result", "{}")),
         counts={k: int(v) for k, v in r.items() if k not in known},

@@ -4,25 +4,40 @@ Tasks are named, not imported, so that the web needs no worker code. A message c
 work, and the ledger decides. Each setting below has a measured reason: see "Why Celery is set this way" in docs/architecture.md.
 """
 
+from typing import Any
+
 from celery import Celery
 from kombu.entity import Queue
 from kombu.exceptions import OperationalError
 from kombu.utils.scheduling import priority_cycle
 
 from shared.errors import Unavailable
+from shared.jobs import QUESTIONS
 
 UNIT_TASK = "darkroom.unit"
-PREDICT_TASK = "darkroom.predict"
-QUEUES = ("predict", "classify", "train", "scrape")  # a worker of several queues serves them in this order
+QUEUES = ("predict", "classify", "train", "scrape")  # what a worker is started for
+# what Celery reads, in the order it is served; nothing is ever sent to `predict`, whose questions have a list of their own in shared/jobs.py
+LISTS = ("predict", "classify.high", "classify", "classify.low", "train", "scrape")
 QUEUE_OF = {"import": "scrape", "scrape": "scrape", "train": "train", "classify": "classify"}
 
 
+def list_of(kind: str, spec: dict[str, Any]) -> str:
+    """The list in Redis that a job's units are sent to: batches have one a priority."""
+    priority = spec.get("priority", "normal")
+    return QUEUE_OF[kind] if priority == "normal" else f"{QUEUE_OF[kind]}.{priority}"
+
+
+def lists_of(queues: list[str]) -> list[str]:
+    """The lists that a worker of these queues reads, in the order it serves them."""
+    return [name for name in LISTS if name.partition(".")[0] in queues]
+
+
 class in_served_order(priority_cycle):  # noqa: N801 - kombu names its cycles in lower case
-    """Take from `predict` before anything else, then in the order of QUEUES."""
+    """Take from a list only when those before it in LISTS are empty."""
 
     def consume(self, n: int) -> list[str]:
-        """The first n queues, in the order they are served."""
-        return sorted(self.items[:n], key=lambda queue: QUEUES.index(queue) if queue in QUEUES else len(QUEUES))
+        """The first n lists, in the order they are served."""
+        return sorted(self.items[:n], key=lambda name: LISTS.index(name) if name in LISTS else len(LISTS))
 
 
 def make_app(redis_url: str) -> Celery:
@@ -30,7 +45,7 @@ def make_app(redis_url: str) -> Celery:
     # kombu has a name of its own for a unix socket
     app = Celery("darkroom", broker=redis_url.replace("unix://", "redis+socket://", 1), set_as_current=False)
     app.conf.update(
-        task_queues=[Queue(name) for name in QUEUES],  # type: ignore[no-untyped-call]
+        task_queues=[Queue(name) for name in LISTS],  # type: ignore[no-untyped-call]
         task_default_queue="scrape",
         task_create_missing_queues=False,
         task_acks_late=True,
@@ -64,20 +79,24 @@ def make_app(redis_url: str) -> Celery:
     return app
 
 
-def send(app: Celery, kind: str, job_id: str, unit: str) -> None:
-    """Hint that a unit waits. Raises Unavailable when Redis cannot be reached; the sweeper sends it again then."""
-    _send(app, UNIT_TASK, [job_id, unit], QUEUE_OF[kind])
-
-
-def send_predict(app: Celery, question_id: str) -> None:
-    """Hint that a single image waits. Raises Unavailable."""
-    _send(app, PREDICT_TASK, [question_id], "predict")
-
-
-def _send(app: Celery, task: str, args: list[str], queue: str) -> None:
+def send(app: Celery, name: str, job_id: str, unit: str) -> None:
+    """Hint in the list `name` that a unit waits. Raises Unavailable when Redis cannot be reached; the sweeper sends it again then."""
     try:
-        app.send_task(task, args=args, queue=queue, ignore_result=True, retry=False)
+        app.send_task(UNIT_TASK, args=[job_id, unit], queue=name, ignore_result=True, retry=False)
     except OperationalError as error:
         raise Unavailable(
             "Redis cannot be reached, so nothing was queued. Start it with `darkroom up`, or check DARKROOM_REDIS_URL."
         ) from error
+
+
+def lengths(client: Any) -> dict[str, int]:
+    """How many messages and questions wait for each queue of QUEUES. `client`: a Redis client."""
+    names = [*LISTS[1:], QUESTIONS]
+    pipe = client.pipeline(transaction=False)
+    for name in names:
+        pipe.llen(name)
+    found = dict(zip(names, pipe.execute(), strict=True))
+    return {
+        queue: sum(int(n) for name, n in found.items() if (name.partition(".")[0] if name != QUESTIONS else "predict") == queue)
+        for queue in QUEUES
+    }
