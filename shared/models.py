@@ -1,7 +1,7 @@
 """The model registry on storage: versions with their lineage.
 
-`models/<name>/v0001/` holds model.safetensors (the weights, the only thing a worker loads), export.pkl (for notebooks;
-offered for download, never loaded here), report.json and, last, info.json.
+`models/<name>/v0001/` holds model.safetensors (the weights), int8.xml and int8.bin (the 8-bit form for processors, if it
+is good enough), export.pkl (for notebooks; offered for download, never loaded here), report.json and, last, info.json.
 """
 
 from typing import Any
@@ -40,7 +40,8 @@ def info(storage: Storage, name: str, version: int) -> dict[str, Any]:
 
     Keys: model, version, created (seconds since 1970), job, arch, classes (list, in the order of the outputs), image_size,
     spec (the TrainSpec), dataset ({name, version, hash, images}), parent, error_rate, valid_images, train_images,
-    train_seconds, epochs (rows), device, libraries ({name: version}).
+    train_seconds, epochs (rows), device, libraries ({name: version}), int8 ({offered, agreement: share of validation images with
+    the exact network's label, images} or {offered: False, why}; missing for models from before there was one).
     """
     check(Name, name)
     try:

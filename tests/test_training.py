@@ -163,13 +163,21 @@ def test_info_says_where_a_model_comes_from(trained):
 def test_the_result_is_what_was_published(trained):
     info = trained["info"]
     assert trained["result"] == {"model": "digits", "version": 1, "error_rate": info["error_rate"], "train_seconds": info["train_seconds"]}
-    assert trained["storage"].list("models/digits/v0001") == ["export.pkl", "info.json", "model.safetensors", "report.json"]
+    quantised = ["int8.bin", "int8.xml"] if info["int8"]["offered"] else []
+    assert trained["storage"].list("models/digits/v0001") == ["export.pkl", "info.json", *quantised, "model.safetensors", "report.json"]
+
+
+def test_an_int8_form_is_judged_on_the_validation_images_and_offered_only_if_it_is_good(trained):
+    int8 = trained["info"]["int8"]
+    assert int8["images"] == trained["info"]["valid_images"]
+    assert int8["offered"] == (int8["agreement"] >= 0.99)
+    assert trained["info"]["libraries"].keys() >= {"torch", "fastai", "openvino", "nncf"}
 
 
 def test_every_message_is_json_and_the_last_batch_is_told(trained):
     messages = [json.loads(json.dumps(message, allow_nan=False)) for message in trained["messages"]]
     states = [message["progress"] for message in messages if "progress" in message]
-    assert list(dict.fromkeys(state["phase"] for state in states)) == ["preparing", "training", "evaluating", "saving"]
+    assert list(dict.fromkeys(state["phase"] for state in states)) == ["preparing", "training", "evaluating", "saving", "quantising"]
     last = [state for state in states if state["phase"] == "training"][-1]
     assert last["done"] == last["total"] == 2 * last["batches"]
     assert {"epoch", "epochs", "batch", "loss", "lr", "seconds_left", "device"} <= last.keys()

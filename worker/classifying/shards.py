@@ -1,44 +1,44 @@
 """One shard of a batch: read, decode, infer, write; and one single image.
 
-Threads read and decode ahead of the network, so that it seldom waits. Whatever is wrong with an item becomes its row.
+Threads read and decode ahead of the network, also into the next shard. Whatever is wrong with an item becomes its row.
 """
 
 import base64
 import hashlib
 import os
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
+import pyarrow as pa
 
-from shared import models, results
+from shared import models, portions, results
 from shared.datasets import image_key
 from shared.errors import DarkroomError
-from shared.images import BadImage, decode
+from shared.images import BadImage
 from shared.items import ItemReader
 from shared.settings import Settings
 from shared.specs import ClassifySpec
 from shared.storage import Storage
-from worker.classifying.batches import items_of
-from worker.classifying.network import Network, load_network
+from worker.classifying import engines
+from worker.classifying.decoding import look
+from worker.classifying.engines import Engine
 from worker.progress import Progress
 
-BATCH = 64  # images the network sees at once; halved when memory runs out
-FETCH = 32  # addresses fetched at once
-FILES = ("info.json", "model.safetensors")
+ENGINES = 3  # that stay loaded
+FETCH = 64  # addresses fetched at once
 
 
 @dataclass
 class Read:
-    """An item as it came out of a decoding thread: a picture for the network, or what was wrong."""
+    """An item as it came out of a decoding thread: what the network sees, or what was wrong."""
 
     item: dict[str, Any]
-    tensor: torch.Tensor | None = None  # (3, S, S) uint8
+    pixels: np.ndarray | None = None  # (S, S, 3) uint8; dropped once the network has seen it
     sha256: str = ""
     width: int = 0
     height: int = 0
@@ -47,184 +47,238 @@ class Read:
     error: str = ""
 
 
-def network_of(ref: str, storage: Storage, warm: dict[str, Any]) -> Network:
-    """The network of a model version, loaded once and kept in `warm` until another is asked for. Raises NotFound."""
-    name, version = models.resolve(storage, ref)
-    if warm.get("ref") != (name, version):
-        warm.clear()
-        paths = [storage.local(models.key(name, version, file)) for file in FILES]
-        warm.update(network=load_network(paths[0].parent), ref=(name, version))
-    return warm["network"]  # type: ignore[no-any-return]
+@dataclass
+class Warm:
+    """What stays between two shards: loaded engines, decoding threads, open zips, and shards that are being read ahead."""
+
+    storage: Storage
+    settings: Settings
+    cores: int = len(os.sched_getaffinity(0))
+    engines: dict[tuple[str, int, str], Engine] = field(default_factory=dict)
+    ahead: dict[tuple[str, str], "Future[Reading]"] = field(default_factory=dict)
+    reader: tuple[str, ItemReader] | None = None  # of the batch in hand
+
+    def __post_init__(self) -> None:
+        # files of an object store are waited for; local ones keep a core busy each
+        self.decoding = ThreadPoolExecutor(self.cores if self.storage.is_local else 4 * self.cores + 8, "decode")
+        self.fetching = ThreadPoolExecutor(2, "fetch")
+
+    def reader_of(self, job: str) -> ItemReader:
+        """What reads the items of a batch; one a batch, for it keeps zips open."""
+        if self.reader is None or self.reader[0] != job:
+            self.reader = (job, ItemReader(self.storage, self.settings.max_image_bytes, self.settings))
+        return self.reader[1]
+
+    def engine(self, ref: str, precision: str) -> Engine:
+        """The engine of a model version, loaded once. Raises NotFound, DarkroomError."""
+        name, version = models.resolve(self.storage, ref)
+        key = (name, version, precision)
+        if key not in self.engines:
+            paths = [self.storage.local(models.key(name, version, file)) for file in engines.files(precision)]
+            while len(self.engines) >= ENGINES:
+                del self.engines[next(iter(self.engines))]
+            self.engines[key] = engines.load(paths[0].parent, precision, self.storage.cache)
+        return self.engines[key]
 
 
-def classify_shard(
-    spec: ClassifySpec, job: str, shard: str, storage: Storage, settings: Settings, progress: Progress, warm: dict[str, Any]
-) -> dict[str, Any]:
+def read_ahead(spec: ClassifySpec, job: str, shard: str, warm: Warm) -> None:
+    """Begin to read a shard that will soon be asked for; it waits behind what is being read."""
+    warm.ahead[job, shard] = warm.decoding.submit(Reading, spec, job, shard, warm)
+
+
+def classify_shard(spec: ClassifySpec, job: str, shard: str, warm: Warm, progress: Progress) -> dict[str, Any]:
     """Label the items of a shard and write its file; returns its tally. A shard whose file exists is only counted."""
-    if storage.exists(results.shard_key(job, shard)):
-        return results.shard_tally(storage, job, shard)
-    network = network_of(spec.model, storage, warm)
-    name, version = models.resolve(storage, spec.model)
-    items = items_of(storage, job, *results.shard_range(shard), spec.shard_size)
-    progress.update(phase="classifying")
-    rows: list[dict[str, Any]] = []
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        for reads in _batches(_decoded(_fetched(items, storage, settings), network, storage, settings, threads), BATCH):
-            progress.check()
-            rows += _rows(reads, network, spec)
-    for row in rows:
-        row.update(model=name, model_version=version)
-    storage.write(results.shard_key(job, shard), results.shard_bytes(rows), replace=False)
+    storage = warm.storage
+    try:
+        if not storage.exists(results.shard_key(job, shard)):
+            engine = warm.engine(spec.model, spec.precision)
+            progress.update(phase="classifying", engine=engine.name)
+            rows = _labelled(spec, job, shard, engine, warm, progress)
+            storage.write(results.shard_key(job, shard), results.shard_bytes(rows, engine=engine.name), replace=False)
+    finally:
+        drop_ahead(job, shard, warm)
     return results.shard_tally(storage, job, shard)
+
+
+def _labelled(spec: ClassifySpec, job: str, shard: str, engine: Engine, warm: Warm, progress: Progress) -> pa.Table:
+    if (job, shard) not in warm.ahead:
+        read_ahead(spec, job, shard, warm)
+    reading = warm.ahead[job, shard].result()
+    reads: list[Read] = []
+    probabilities: list[np.ndarray] = []
+    for batch in reading.batches(engine.batch, progress):
+        progress.check()
+        probabilities.append(_infer(batch, engine))
+        reads += batch
+    return _rows(reads, np.concatenate(probabilities), engine.classes, spec, models.resolve(warm.storage, spec.model))
+
+
+def drop_ahead(job: str, shard: str, warm: Warm) -> None:
+    """Stop reading a shard, unless it has been read to its end."""
+    future = warm.ahead.pop((job, shard), None)
+    if future is not None and not future.cancel() and future.exception() is None:
+        future.result().close()
 
 
 def write_off(spec: ClassifySpec, job: str, shard: str, storage: Storage) -> dict[str, Any]:
     """The row of the one item on which workers died again and again; returns the shard's tally."""
     if not storage.exists(results.shard_key(job, shard)):
-        name, version = models.resolve(storage, spec.model)
-        (item,) = items_of(storage, job, *results.shard_range(shard), spec.shard_size)
-        row = _row(Read(item, error_code="worker_died", error="The worker died each time it looked at this item."), None, None, spec)
-        storage.write(results.shard_key(job, shard), results.shard_bytes([{**row, "model": name, "model_version": version}]), replace=False)
+        (item,) = portions.items(storage, job, *results.shard_range(shard))
+        read = Read(item, error_code="worker_died", error="The worker died each time it looked at this item.")
+        rows = _rows([read], np.zeros((0, 1), np.float32), [""], spec, models.resolve(storage, spec.model))
+        storage.write(results.shard_key(job, shard), results.shard_bytes(rows), replace=False)
     return results.shard_tally(storage, job, shard)
 
 
-def predict(ref: str, image: str, storage: Storage, settings: Settings, warm: dict[str, Any]) -> dict[str, Any]:
+def predict(ref: str, image: str, warm: Warm) -> dict[str, Any]:
     """Label one image, base64; `{label, probability, probabilities: {class: p}, model, version, ms}`. Raises BadImage, NotFound."""
     started = time.perf_counter()
-    name, version = models.resolve(storage, ref)
-    network = network_of(ref, storage, warm)
-    picture = decode(base64.b64decode(image), settings.max_image_bytes)
-    probabilities = network.probabilities(network.prepare(picture.image)[None])[0]
+    name, version = models.resolve(warm.storage, ref)
+    engine = warm.engine(ref, "exact")
+    pixels, _ = look(base64.b64decode(image), engine.image_size, True, warm.settings.max_image_bytes)
+    probabilities = engine(pixels[None])[0]
     best = int(probabilities.argmax())
     return {
-        "label": network.classes[best],
+        "label": engine.classes[best],
         "probability": float(probabilities[best]),
-        "probabilities": {c: float(p) for c, p in zip(network.classes, probabilities, strict=True)},
+        "probabilities": {c: float(p) for c, p in zip(engine.classes, probabilities, strict=True)},
         "model": name,
         "version": version,
         "ms": round((time.perf_counter() - started) * 1000, 1),
     }
 
 
-def _fetched(items: list[dict[str, Any]], storage: Storage, settings: Settings) -> Iterator[tuple[dict[str, Any], bytes | BadImage | None]]:
-    """The items in order, each with its bytes if it is an address; any other is read later, in a thread."""
-    if not items[0]["locator"].startswith(("http:", "https:")):
-        yield from ((item, None) for item in items)
-        return
-    from worker.scraping.fetch import fetch_all
+class Reading:
+    """The items of a shard on their way through the decoding threads, in order, a few mini-batches ahead of the network."""
 
-    # a few at a time: an item may have as many bytes as the limit allows
-    for start in range(0, len(items), FETCH):
-        chunk = items[start : start + FETCH]
-        answers = dict(fetch_all([item["locator"] for item in chunk], settings))
+    def __init__(self, spec: ClassifySpec, job: str, shard: str, warm: Warm) -> None:
+        name, version = models.resolve(warm.storage, spec.model)
+        self.warm = warm
+        self.size: int = models.info(warm.storage, name, version)["image_size"]
+        self.exact = spec.precision == "exact"
+        self.reader = warm.reader_of(job)
+        self.items = portions.items(warm.storage, job, *results.shard_range(shard))
+        self.fetched: dict[str, tuple[Future[list[Any]], int]] = {}
+        self.submitted = 0
+        self.futures: deque[Future[Read]] = deque()
+        self._submit(2 * engines.CPU_BATCH)
+
+    def batches(self, size: int, progress: Progress) -> Iterator[list[Read]]:
+        """The items, `size` at a time. Says when all are read, and while they are awaited lets the unit be stopped."""
+        batch: list[Read] = []
+        self._submit(3 * size)
+        told = False
+        while self.futures:
+            batch.append(self.futures.popleft().result())
+            self._submit(3 * size)
+            if not told and self.submitted == len(self.items) and len(self.futures) <= size:
+                progress.have_read()
+                told = True
+            if len(batch) == size or not self.futures:
+                yield batch
+                batch = []
+
+    def close(self) -> None:
+        """Give up what is not read yet."""
+        for future in self.futures:
+            future.cancel()
+
+    def _submit(self, most: int) -> None:
+        """Keep `most` items in the hands of the threads."""
+        while len(self.futures) < most and self.submitted < len(self.items):
+            item = self.items[self.submitted]
+            if _is_address(item) and item["item_id"] not in self.fetched:
+                self._fetch(self.submitted)
+            self.futures.append(self.warm.decoding.submit(self._read, item, self.fetched.pop(item["item_id"], None)))
+            self.submitted += 1
+
+    def _fetch(self, start: int) -> None:
+        """Fetch the next addresses together; few at a time, for each may have as many bytes as the limit allows."""
+        from worker.scraping.fetch import fetch_all
+
+        chunk = [item for item in self.items[start : start + FETCH] if _is_address(item)]
+        answers = self.warm.fetching.submit(fetch_all, [item["locator"] for item in chunk], self.warm.settings)
         for index, item in enumerate(chunk):
-            answer = answers[index]
-            yield item, answer if isinstance(answer, bytes) else BadImage(answer.code, str(answer))
+            self.fetched[item["item_id"]] = (answers, index)
+
+    def _read(self, item: dict[str, Any], fetched: tuple["Future[list[Any]]", int] | None) -> Read:
+        """Read and decode one item: in a thread."""
+        storage, settings = self.warm.storage, self.warm.settings
+        read = Read(item)
+        try:
+            data = _answer(fetched) if fetched else self.reader.read(item["locator"])
+            started = time.perf_counter()
+            read.sha256 = hashlib.sha256(data).hexdigest()
+            read.pixels, picture = look(data, self.size, self.exact, settings.max_image_bytes)
+            read.width, read.height = picture.width, picture.height
+            read.ms = (time.perf_counter() - started) * 1000
+            if fetched:  # the page shows it without fetching it again
+                storage.write(image_key(read.sha256, picture.extension), data, durable=False, replace=False)
+                item["locator"] = f"image:{read.sha256}.{picture.extension}"
+        except BadImage as error:
+            read.error_code, read.error = error.code, str(error)
+        except DarkroomError as error:
+            read.error_code, read.error = "unreadable", str(error)
+        return read
 
 
-def _decoded(
-    sources: Iterator[tuple[dict[str, Any], bytes | BadImage | None]],
-    network: Network,
-    storage: Storage,
-    settings: Settings,
-    threads: ThreadPoolExecutor,
-) -> Iterator[Read]:
-    """Decode in threads, in order, at most two mini-batches ahead."""
-    reader = ItemReader(storage, settings.max_image_bytes)
-    ahead: list[Future[Read]] = []
-    for item, data in sources:
-        ahead.append(threads.submit(_read, item, data, reader, network, storage, settings))
-        if len(ahead) >= 2 * BATCH:
-            yield ahead.pop(0).result()
-    for future in ahead:
-        yield future.result()
+def _is_address(item: dict[str, Any]) -> bool:
+    return item["locator"].startswith(("http:", "https:"))  # type: ignore[no-any-return]
 
 
-def _read(
-    item: dict[str, Any], data: bytes | BadImage | None, reader: ItemReader, network: Network, storage: Storage, settings: Settings
-) -> Read:
+def _answer(fetched: tuple["Future[list[Any]]", int]) -> bytes:
+    answers, index = fetched
+    _, answer = answers.result()[index]
+    if isinstance(answer, bytes):
+        return answer
+    raise BadImage(answer.code, str(answer))
+
+
+def _infer(reads: list[Read], engine: Engine) -> np.ndarray:
+    """(number of items that could be decoded, C) float32; the items forget their pixels."""
+    good = [read for read in reads if read.pixels is not None]
+    if not good:
+        return np.zeros((0, len(engine.classes)), np.float32)
     started = time.perf_counter()
-    read = Read(item)
-    try:
-        if isinstance(data, BadImage):
-            raise data
-        fetched = data is not None
-        data = reader.read(item["locator"]) if data is None else data
-        read.sha256 = hashlib.sha256(data).hexdigest()
-        picture = decode(data, settings.max_image_bytes)
-        read.width, read.height = picture.width, picture.height
-        read.tensor = network.prepare(picture.image)
-        if fetched:  # the page shows it without fetching it again
-            key = image_key(read.sha256, picture.extension)
-            storage.write(key, data, durable=False, replace=False)
-            item["locator"] = f"image:{read.sha256}.{picture.extension}"
-    except BadImage as error:
-        read.error_code, read.error = error.code, str(error)
-    except DarkroomError as error:
-        read.error_code, read.error = "unreadable", str(error)
-    read.ms = (time.perf_counter() - started) * 1000
-    return read
+    probabilities = engine(np.stack([read.pixels for read in good]))
+    share = (time.perf_counter() - started) * 1000 / len(good)
+    for read in good:
+        read.ms += share
+        read.pixels = None
+    return probabilities
 
 
-def _batches(reads: Iterator[Read], size: int) -> Iterator[list[Read]]:
-    while batch := list(islice(reads, size)):
-        yield batch
-
-
-def _rows(reads: list[Read], network: Network, spec: ClassifySpec) -> list[dict[str, Any]]:
-    """The rows of a mini-batch, in its order."""
-    good = [read for read in reads if read.tensor is not None]
-    started = time.perf_counter()
-    probabilities = iter(_infer(torch.stack([read.tensor for read in good]), network)) if good else iter(())
-    share = (time.perf_counter() - started) * 1000 / max(len(good), 1)
-    rows = []
-    for read in reads:
-        if read.tensor is not None:
-            read.ms += share
-        rows.append(_row(read, next(probabilities) if read.tensor is not None else None, network.classes, spec))
-    return rows
-
-
-def _infer(batch: torch.Tensor, network: Network) -> np.ndarray:
-    """(N, 3, S, S) uint8 -> (N, C) float32; in halves when memory runs out. Raises DarkroomError when one image is too much."""
-    try:
-        return network.probabilities(batch)
-    except torch.OutOfMemoryError:
-        if len(batch) == 1:
-            raise DarkroomError("The device has not enough memory for a single image of this model.") from None
-    torch.cuda.empty_cache()
-    half = len(batch) // 2
-    return np.concatenate([_infer(batch[:half], network), _infer(batch[half:], network)])
-
-
-def _row(read: Read, probabilities: np.ndarray | None, classes: list[str] | None, spec: ClassifySpec) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        **read.item,
-        "sha256": read.sha256,
-        "label": "",
-        "probability": None,
-        "top_labels": [],
-        "top_probabilities": [],
-        "margin": None,
-        "entropy": None,
-        "decision": "",
-        "error_code": read.error_code,
-        "error": read.error,
-        "width": read.width or None,
-        "height": read.height or None,
-        "ms": read.ms,
+def _rows(reads: list[Read], probabilities: np.ndarray, classes: list[str], spec: ClassifySpec, model: tuple[str, int]) -> pa.Table:
+    """The rows of a shard, `results.ROWS`, from its items and the (G, C) probabilities of the G that could be decoded."""
+    good = np.array([not read.error_code for read in reads])
+    which = pa.array(np.cumsum(good) - 1, mask=~good)  # an item's row in `probabilities`, or null
+    order = np.argsort(-probabilities, axis=1, kind="stable")[:, : max(spec.top_k, 2)]
+    best = np.take_along_axis(probabilities, order, axis=1)
+    k = min(spec.top_k, probabilities.shape[1])
+    margin = best[:, 0] - best[:, 1] if probabilities.shape[1] > 1 else best[:, 0]
+    entropy = -(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum(axis=1)
+    decision = np.where(best[:, 0] >= spec.review_below, "accept", "review")
+    names = pa.array(classes)
+    ends = np.concatenate([[0], np.cumsum(good * k)]).astype(np.int32)
+    sizes = [(read.width or None, read.height or None) for read in reads]
+    columns = {
+        "item_id": [read.item["item_id"] for read in reads],
+        "uri": [read.item["uri"] for read in reads],
+        "locator": [read.item["locator"] for read in reads],
+        "sha256": [read.sha256 for read in reads],
+        "label": names.take(pa.array(order[:, 0])).take(which).fill_null(""),
+        "probability": pa.array(best[:, 0]).take(which),
+        "top_labels": pa.ListArray.from_arrays(ends, names.take(pa.array(order[:, :k].ravel()))),
+        "top_probabilities": pa.ListArray.from_arrays(ends, pa.array(best[:, :k].ravel())),
+        "margin": pa.array(margin).take(which),
+        "entropy": pa.array(entropy.astype(np.float32)).take(which),
+        "decision": pa.array(decision, pa.string()).take(which).fill_null(""),
+        "error_code": [read.error_code for read in reads],
+        "error": [read.error for read in reads],
+        "model": [model[0]] * len(reads),
+        "model_version": [model[1]] * len(reads),
+        "width": [width for width, _ in sizes],
+        "height": [height for _, height in sizes],
+        "ms": [read.ms for read in reads],
     }
-    if probabilities is None or classes is None:
-        return row
-    order = np.argsort(-probabilities, kind="stable")
-    top = order[: spec.top_k]
-    best = float(probabilities[order[0]])
-    return row | {
-        "label": classes[order[0]],
-        "probability": best,
-        "top_labels": [classes[i] for i in top],
-        "top_probabilities": [float(probabilities[i]) for i in top],
-        "margin": best - float(probabilities[order[1]]) if len(order) > 1 else best,
-        "entropy": float(-(probabilities * np.log(np.maximum(probabilities, 1e-12))).sum()),
-        "decision": "accept" if best >= spec.review_below else "review",
-    }
+    return pa.table(columns, schema=results.ROWS)

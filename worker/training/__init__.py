@@ -1,7 +1,7 @@
 """Training: a dataset version and a TrainSpec in, a model version out.
 
 `pictures.py` makes local files of the images, `recipe.py` builds fastai's learner, `weights.py` finds the ImageNet
-weights, `live.py` tells how far it is, `report.py` looks at what came out. Nothing is published before all of it exists.
+weights, `live.py` tells how far it is, `report.py` looks at what came out, `quantising.py` makes the 8-bit form. Nothing is published before all of it exists.
 """
 
 import importlib.metadata
@@ -25,11 +25,12 @@ from shared.storage import Storage
 from worker.progress import Progress
 from worker.training.live import Live
 from worker.training.pictures import Sample, samples_of
+from worker.training.quantising import quantise
 from worker.training.recipe import build_learner, effective_batch_size, fit, normalisation
 from worker.training.report import evaluate
 from worker.training.weights import weights_file
 
-LIBRARIES = ("torch", "torchvision", "fastai")
+LIBRARIES = ("torch", "torchvision", "fastai", "openvino", "nncf")
 
 
 def train(spec: TrainSpec, job: str, storage: Storage, settings: Settings, progress: Progress) -> dict[str, Any]:
@@ -49,9 +50,8 @@ def train(spec: TrainSpec, job: str, storage: Storage, settings: Settings, progr
         seconds = round(time.monotonic() - started, 1)
         progress.update(phase="evaluating")
         report = {**evaluate(learner, [s for s in samples if s.valid], progress), **live.history()}
-    progress.update(phase="saving")
     info = _info(spec, job, dataset, samples, report) | {"train_seconds": seconds, "device": live.device}
-    version = _publish(learner, report, info, storage, settings, progress)
+    version = _publish(learner, samples, report, info, storage, settings, progress)
     return {"model": info["model"], "version": version, "error_rate": report["error_rate"], "train_seconds": seconds}
 
 
@@ -96,7 +96,7 @@ def _info(spec: TrainSpec, job: str, dataset: dict[str, Any], samples: list[Samp
         "train_images": len(training),
         "valid_images": len(samples) - len(training),
         "epochs": report["epochs"],
-        "libraries": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "libraries": {d.name: d.version for d in importlib.metadata.distributions() if d.name in LIBRARIES},
     }
 
 
@@ -107,17 +107,31 @@ def _remarks(spec: TrainSpec, batch_size: int) -> list[str]:
 
 
 def _publish(
-    learner: Learner, report: dict[str, Any], info: dict[str, Any], storage: Storage, settings: Settings, progress: Progress
+    learner: Learner,
+    samples: list[Sample],
+    report: dict[str, Any],
+    info: dict[str, Any],
+    storage: Storage,
+    settings: Settings,
+    progress: Progress,
 ) -> int:
     cache = settings.cache.expanduser()
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="training-", dir=cache) as name:
         folder = Path(name)
+        progress.update(phase="saving")
         learner.export(folder / "export.pkl")
         # contiguous, for safetensors writes no views
         save_file(
             {key: value.detach().cpu().contiguous() for key, value in learner.model.state_dict().items()}, folder / "model.safetensors"
         )
         (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False), encoding="utf-8")
+        (folder / "info.json").write_text(json.dumps(info), encoding="utf-8")  # what the engines read; the published one comes last
+        progress.update(phase="quantising")
+        info["int8"] = quantise(folder, info, samples, cache, progress)
+        (folder / "info.json").unlink()
+        if not info["int8"]["offered"]:
+            for file in folder.glob("int8.*"):
+                file.unlink()
         progress.check()  # the last moment at which a cancel leaves nothing
         return storage.publish_version(f"models/{info['model']}", folder, info)
