@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import redis
 
 from cli.start import environment, free_port, redis_server
 from shared.settings import Settings
+from web.backend import Backend
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +67,7 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage folder with the dataset `digits` and a model `digits` trained on it by the real pipeline."""
     from shared.specs import parse
     from shared.storage import Storage
+    from worker.classifying.engines import load
     from worker.importing import import_dataset
     from worker.progress import Progress
     from worker.training import train
@@ -74,8 +77,10 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     storage = Storage(settings.storage, settings.cache)
     source = {"kind": "folder", "path": str(digits)}
     import_dataset(parse("import", {"dataset": "digits", "source": source}), "job-import", storage, settings, Progress(lambda _: None))
-    spec = {"dataset": "digits", "pretrained": False, "image_size": 32, "epochs": 3, "augment": "none", "base_lr": 5e-3, "batch_size": 16}
+    spec = {"dataset": "digits", "pretrained": False, "image_size": 32, "epochs": 6, "augment": "none", "base_lr": 2e-3, "batch_size": 16}
     train(parse("train", {**spec, "version": 1, "model": "digits"}), "job-train", storage, settings, Progress(lambda _: None))
+    (settings.cache / "engines").mkdir(exist_ok=True)
+    load(storage.local("models/digits/v0001/info.json").parent, "fast", settings.cache)  # converted once, and not by each test's worker
     return home / "store"
 
 
@@ -83,6 +88,7 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def with_model(settings: Settings, trained: Path) -> Settings:
     """Settings whose storage holds the dataset and the model `digits`; leases run out quickly."""
     shutil.copytree(trained, settings.storage)
+    shutil.copytree(trained.parent / "cache" / "engines", settings.cache / "engines")
     return settings.model_copy(update={"lease_seconds": 3, "heartbeat_seconds": 0.2})
 
 
@@ -92,20 +98,31 @@ def start_worker(with_model: Settings) -> Iterator[Callable[..., subprocess.Pope
     started: list[subprocess.Popen[bytes]] = []
     log = Path(with_model.storage).with_name("workers.log")
 
-    def start(queues: str = "predict,classify", settings: Settings = with_model) -> subprocess.Popen[bytes]:
+    def start(queues: str = "predict,classify", settings: Settings = with_model, **environ: str) -> subprocess.Popen[bytes]:
         with log.open("ab") as out:
             command = [sys.executable, "-m", "cli", "worker", "--queues", queues]
-            process = subprocess.Popen(command, env={**os.environ, **environment(settings)}, stdout=out, stderr=out, start_new_session=True)
+            env = {**os.environ, **environment(settings), **environ}
+            process = subprocess.Popen(command, env=env, stdout=out, stderr=out, start_new_session=True)
         started.append(process)
         return process
 
     yield start
-    families = [pid for process in started for pid in [process.pid, *descendants(process.pid)]]
     for process in started:
         process.terminate()
     for process in started:
         process.wait(30)
-    until(lambda: not [pid for pid in families if alive(pid)], 15, lambda: f"processes left behind: {families}\n{log.read_text()[-3000:]}")
+    until(lambda: not working_for(with_model), 15, lambda: f"processes left behind: {working_for(with_model)}\n{log.read_text()[-3000:]}")
+
+
+def working_for(settings: Settings) -> list[int]:
+    """Ids of all processes, whoever is their parent by now, that were started for this storage."""
+    mark = f"DARKROOM_STORAGE={settings.storage}".encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):  # it has ended meanwhile
+            if mark in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return [pid for pid in found if alive(pid)]
 
 
 def descendants(pid: int) -> list[int]:
@@ -126,7 +143,7 @@ def alive(pid: int) -> bool:
     """Whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 
@@ -136,6 +153,12 @@ def until(condition: Callable[[], object], seconds: float = 60, explain: Callabl
     while not condition():
         assert time.monotonic() < end, f"did not come true in {seconds} s. {explain()}"
         time.sleep(0.05)
+
+
+@pytest.fixture
+def backend(with_model: Settings) -> Backend:
+    """What the web orders through, beside `start_worker`."""
+    return Backend(with_model)
 
 
 @pytest.fixture(scope="session")

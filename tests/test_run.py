@@ -18,7 +18,7 @@ from shared.items import ItemReader, upload_key
 from shared.jobs import JobStore, State, connect
 from shared.specs import parse
 from shared.storage import Storage
-from worker.run import Worker, run_unit
+from worker.run import Worker, _stretches, run_unit
 from worker.training.pictures import Sample
 from worker.training.recipe import loader_workers
 
@@ -35,7 +35,7 @@ def worker(with_model, image_server):
     addresses = {"openverse_url": f"{image_server.url}/openverse", "commons_url": f"{image_server.url}/commons"}
     with_model = with_model.model_copy(update={**addresses, "fetch_allow": ["127.0.0.0/8"], "operator_contact": "https://example.org"})
     store = JobStore(connect(with_model.redis_url), with_model.lease_seconds)
-    worker = Worker(with_model, "w1", store, Storage(with_model.storage, with_model.cache), lambda *unit: sent.append(unit))
+    worker = Worker(with_model, "w1", ["classify"], store, Storage(with_model.storage, with_model.cache), lambda *unit: sent.append(unit))
     worker.sent = sent
     yield worker
     worker.drop_warm()
@@ -59,6 +59,11 @@ def work_off(worker, job, limit=200):
         limit -= 1
 
 
+def others_wait(worker):
+    """Work of other jobs in the queue, so that this worker does one unit at a time."""
+    worker.store.redis.rpush("classify", *["another job's"] * 5)
+
+
 def rows_of(worker, job):
     with worker.storage.open(f"batches/{job}/results.parquet") as f:
         return pq.read_table(f).to_pylist()
@@ -75,7 +80,7 @@ def test_a_batch_has_one_row_an_item_in_order(worker, digits):
     assert all(abs(sum(r["top_probabilities"]) - 1) < 0.5 and r["label"].startswith("digit") for r in rows)
     assert sum(worker.store.histogram(job, "labels").values()) == 120
     right = sum(r["label"] == r["uri"].split("/")[0] for r in rows)
-    assert right > 60  # three epochs on few images; by chance it would be 30
+    assert right > 60  # six epochs on few images; by chance it would be 30
 
 
 def test_bad_images_are_rows_with_a_code_and_a_sentence(worker, digits, tmp_path):
@@ -114,12 +119,13 @@ def test_a_batch_without_pictures_fails_with_a_sentence(worker, tmp_path):
     work_off(worker, job)
     assert (worker.store.get(job).state, worker.store.get(job).error) == (
         State.FAILED,
-        "There are no pictures in what was given; nothing was classified.",
+        "There are no images in what was given; nothing was classified.",
     )
     assert worker.storage.read_json(f"jobs/{job}.json")["state"] == "failed"
 
 
 def test_a_shard_that_was_written_but_not_counted_is_counted_and_not_computed_again(worker, digits):
+    others_wait(worker)
     job = batch(worker, digits / "digit 0")
     run_unit(worker, job, "plan")
     unit = worker.sent[0][2]
@@ -127,6 +133,7 @@ def test_a_shard_that_was_written_but_not_counted_is_counted_and_not_computed_ag
     written = worker.storage.read(results.shard_key(job, unit))
     # the worker died between writing and counting: the ledger knows nothing of it
     worker.store.redis.hset(f"darkroom:unit:{job}:{unit}", mapping={"state": "waiting"})
+    worker.store.redis.hincrby(f"darkroom:job:{job}", "waiting", 1)
     worker.store.redis.hincrby(f"darkroom:job:{job}", "units_done", -1)
     worker.store.redis.hincrby(f"darkroom:job:{job}", "done", -8)
     work_off(worker, job)
@@ -135,6 +142,7 @@ def test_a_shard_that_was_written_but_not_counted_is_counted_and_not_computed_ag
 
 
 def test_every_message_may_come_three_times(worker, digits):
+    others_wait(worker)
     job = batch(worker, digits / "digit 1")
     run_unit(worker, job, "plan")
     while worker.sent:
@@ -150,11 +158,13 @@ def die_on(worker, job, unit):
     """Play a worker that dies on a unit, as often as it is tried."""
     hasty = JobStore(worker.store.redis, 0.01)
     for n in range(worker.settings.max_attempts):
-        assert hasty.claim(job, unit, f"victim {n}")
+        claim = hasty.claim(job, unit, f"victim {n}")
+        worker.sent += [("classify", job, name) for name in claim.send]  # as the sweeper would, in the end
         time.sleep(0.02)
 
 
 def test_an_item_on_which_workers_die_becomes_a_row_and_the_rest_is_labelled(worker, digits):
+    others_wait(worker)
     job = batch(worker, digits / "digit 2")
     run_unit(worker, job, "plan")
     poison = 11
@@ -287,3 +297,12 @@ def test_a_list_of_addresses_is_classified_and_each_has_its_row(worker, image_se
     assert [r["error_code"] for r in rows] == ["", "not_found", "blocked_address", ""]
     shown = ItemReader(worker.storage, 10**7).read(rows[0]["locator"])  # the page shows it without fetching it again
     assert decode(shown).format == "JPEG"
+
+
+def test_a_batch_begins_with_small_shards_and_they_cover_every_item():
+    assert _stretches(0, 1000, 256) == [(0, 32, 32), (32, 64, 32), (64, 128, 64), (128, 256, 128), (256, 1000, 256)]
+    assert _stretches(32_768, 40_000, 256) == [(32_768, 40_000, 256)]
+    for last, size in [(1, 256), (33, 256), (256, 256), (257, 256), (300, 50), (100, 8), (32_768, 10_000)]:
+        stretches = _stretches(0, last, size)
+        assert [stop for _, stop, _ in stretches[:-1]] == [first for first, _, _ in stretches[1:]]
+        assert (stretches[0][0], stretches[-1][1]) == (0, last)

@@ -1,6 +1,7 @@
-"""The Celery worker: two tasks, a few lines each. The only file of the pipeline's side that knows Celery's worker.
+"""The Celery worker: one task of a few lines. The only file of the pipeline's side that knows Celery's worker.
 
-The main process holds the sweeper's thread; the pool's one process runs the units and starts the children.
+The main process holds the sweeper's thread; the pool's one process runs the units, starts the children, and in a thread
+passes single images to the child that classifies.
 """
 
 import os
@@ -19,11 +20,11 @@ from celery.signals import setup_logging, worker_process_init, worker_process_sh
 
 from shared.jobs import JobStore, connect, new_id
 from shared.log import configure
-from shared.queue import PREDICT_TASK, QUEUES, UNIT_TASK, make_app, send
+from shared.queue import QUEUES, UNIT_TASK, lists_of, make_app, send
 from shared.settings import Settings
 from shared.storage import Storage
 from worker.child import die_with
-from worker.run import Worker, run_predict, run_unit
+from worker.run import Worker, keep_answering, run_unit
 from worker.sweeper import keep_sweeping
 
 
@@ -33,9 +34,9 @@ def serve(settings: Settings, queues: list[str], name: str | None = None) -> Non
     queues = [queue for queue in QUEUES if queue in queues]
     name = name or f"{socket.gethostname()}-{'-'.join(queues)}-{new_id()[-4:]}"
     app = make_app(settings.redis_url or "")
-    _add_tasks(app, settings, name)
+    _add_task(app, settings, queues, name)
     depart = _watch(app, settings, queues, name)
-    where = ["--queues", ",".join(queues), "--hostname", f"{name}@%h", "--pool", "prefork", "--concurrency", "1"]
+    where = ["--queues", ",".join(lists_of(queues)), "--hostname", f"{name}@%h", "--pool", "prefork", "--concurrency", "1"]
     quiet = ["--without-gossip", "--without-mingle", "--without-heartbeat", "--disable-prefetch", "--loglevel", settings.log_level]
     try:
         app.worker_main(["worker", *where, *quiet])
@@ -43,22 +44,12 @@ def serve(settings: Settings, queues: list[str], name: str | None = None) -> Non
         depart()
 
 
-def _add_tasks(app: Celery, settings: Settings, name: str) -> None:
+def _add_task(app: Celery, settings: Settings, queues: list[str], name: str) -> None:
     workers: list[Worker] = []  # made in the pool's process, after the fork
-
-    def worker() -> Worker:
-        if not workers:
-            store = JobStore(connect(settings.redis_url or ""), settings.lease_seconds)
-            workers.append(Worker(settings, name, store, Storage(settings.storage, settings.cache), partial(send, app)))
-        return workers[0]
 
     @app.task(name=UNIT_TASK)
     def unit(job_id: str, unit_name: str) -> None:
-        run_unit(worker(), job_id, unit_name)
-
-    @app.task(name=PREDICT_TASK)
-    def predict(question_id: str) -> None:
-        run_predict(worker(), question_id)
+        run_unit(workers[0], job_id, unit_name)
 
     main_pid = os.getpid()
 
@@ -67,6 +58,11 @@ def _add_tasks(app: Celery, settings: Settings, name: str) -> None:
         die_with(main_pid)
         # Celery leaves SIGTERM to kill the process; as an exception it lets the unit be given back
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+        store = JobStore(connect(settings.redis_url or ""), settings.lease_seconds)
+        lists = lists_of(queues)
+        workers.append(Worker(settings, name, lists, store, Storage(settings.storage, settings.cache), partial(send, app)))
+        if "predict" in queues:
+            threading.Thread(target=keep_answering, args=(workers[0],), daemon=True).start()
 
     @worker_process_shutdown.connect(weak=False)
     def end(**_: Any) -> None:

@@ -3,9 +3,12 @@
 It reads calls as JSON lines on standard input and answers with JSON lines on a pipe of its own; whatever a library prints
 goes to standard error. It dies with its parent.
 
-    in:   {"call": "shard", "args": {...}}        {"stop": true}
-    out:  {"progress": {...}}  {"row": [list, value]}  and last one of
-          {"result": {...}}  {"failed": "a sentence"}  {"cancelled": true}  {"bug": "traceback"}
+    in:   {"id": 1, "call": "shard", "args": {...}}        {"stop": 1}
+    out:  {"id": 1, "progress": {...}}  {"id": 1, "row": [list, value]}  {"id": 1, "read": true}  and last one of
+          {"id": 1, "result": {...}}  {"failed": "a sentence"}  {"stuck": "No space left ..."}  {"cancelled": true}  {"bug": "traceback"}
+
+Calls are done one after the other, but a single image (`predict`) is looked at between two mini-batches of what is under
+way, and a shard that waits is read and decoded while the one before it is still in the network.
 """
 
 import ctypes
@@ -13,13 +16,15 @@ import errno
 import faulthandler
 import json
 import os
-import queue
 import resource
 import signal
 import sys
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cached_property
 from typing import IO, Any
 
 from shared.errors import Cancelled, DarkroomError
@@ -43,10 +48,9 @@ def main() -> None:
     settings = Settings.model_validate_json(commands.readline())
     configure(settings.log_level)
     room = Room(settings, os.fdopen(out_fd, "w", buffering=1))
-    calls: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-    threading.Thread(target=_listen, args=(commands, calls, room.stop), daemon=True).start()
-    while (message := calls.get()) is not None:
-        room.serve(message["call"], message["args"])
+    threading.Thread(target=_listen, args=(commands, room), daemon=True).start()
+    while (message := room.next_call()) is not None:
+        room.serve(message)
 
 
 def die_with(parent: int) -> None:
@@ -70,39 +74,84 @@ def _take_stdin() -> IO[str]:
     return commands
 
 
-def _listen(commands: IO[str], calls: "queue.SimpleQueue[dict[str, Any] | None]", stop: threading.Event) -> None:
+def _listen(commands: IO[str], room: "Room") -> None:
     for line in commands:
         message = json.loads(line)
         if "stop" in message:
-            stop.set()
+            room.stop(message["stop"])
         else:
-            stop.clear()
-            calls.put(message)
-    calls.put(None)
-    stop.set()
+            room.take(message)
+    room.take(None)
 
 
 class Room:
-    """What stays between two calls: settings, storage, and the network that was used last."""
+    """What stays between two calls: settings, storage, the loaded engines, and the calls that wait."""
 
     def __init__(self, settings: Settings, out: Any) -> None:
         self.settings = settings
         self.storage = Storage(settings.storage, settings.cache)
-        self.stop = threading.Event()
-        self.warm: dict[str, Any] = {}  # worker/classifying keeps its network here
         self._out = out
-        self._lock = threading.Lock()
+        self._writing = threading.Lock()
+        self._arrived = threading.Condition()
+        self._calls: deque[dict[str, Any] | None] = deque()
+        self._questions: deque[dict[str, Any]] = deque()
+        self._stops: dict[int, threading.Event] = {}
+
+    @cached_property
+    def warm(self) -> Any:
+        """What classifying keeps between two calls; made by the first that needs it."""
+        from worker.classifying.shards import Warm
+
+        return Warm(self.storage, self.settings)
+
+    def take(self, message: dict[str, Any] | None) -> None:
+        """A call has arrived; None: there will be no more, and what is under way should end."""
+        with self._arrived:
+            if message is None:
+                for stop in self._stops.values():
+                    stop.set()
+                self._calls.append(None)
+            else:
+                self._stops[message["id"]] = threading.Event()
+                (self._questions if message["call"] == "predict" else self._calls).append(message)
+            self._arrived.notify()
+        if message is not None and message["call"] == "shard" and "warm" in self.__dict__:
+            from worker.classifying.shards import read_ahead
+
+            args = message["args"]
+            with suppress(DarkroomError):  # the call itself will tell
+                read_ahead(parse("classify", args["spec"]), args["job"], args["shard"], self.warm)
+
+    def stop(self, number: int) -> None:
+        """Ask a call to end."""
+        with self._arrived:
+            if number in self._stops:
+                self._stops[number].set()
+
+    def next_call(self) -> dict[str, Any] | None:
+        """The next call; a question before anything else."""
+        with self._arrived:
+            self._arrived.wait_for(lambda: self._questions or self._calls)
+            return self._questions.popleft() if self._questions else self._calls.popleft()
+
+    def answer_questions(self) -> None:
+        """Look at the single images that somebody waits for, in the middle of a longer call."""
+        while self._questions:
+            self.serve(self._questions.popleft())
 
     def emit(self, message: dict[str, Any]) -> None:
         """Send one line to the parent."""
-        with self._lock:
+        with self._writing:
             self._out.write(json.dumps(message) + "\n")
             self._out.flush()
 
-    def serve(self, call: str, args: dict[str, Any]) -> None:
+    def serve(self, message: dict[str, Any]) -> None:
         """Run one call and send its outcome: the one broad except of the program, beside the one where a job ends."""
+        number, call = message["id"], message["call"]
+        between = None if call == "predict" else self.answer_questions
+        progress = Progress(lambda said: self.emit({"id": number, **said}), self._stops[number], between)
         try:
-            outcome = {"result": CALLS[call](self, Progress(self.emit, self.stop), **args)}
+            outcome = {"result": CALLS[call](self, progress, **message["args"])}
         except Cancelled:
             outcome = {"cancelled": True}
         except DarkroomError as error:
@@ -111,10 +160,12 @@ class Room:
             # the operator's to heal, and told as such; any other is a bug
             known = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO}
             where = f": {error.filename}" if error.filename else ""
-            outcome = {"failed": f"{error.strerror}{where}."} if known else {"bug": traceback.format_exc()}
+            outcome = {"stuck": f"{error.strerror}{where}."} if known else {"bug": traceback.format_exc()}
         except Exception:  # noqa: BLE001 - whatever it is, the parent must hear of it
             outcome = {"bug": traceback.format_exc()}
-        self.emit(outcome)
+        with self._arrived:
+            del self._stops[number]
+        self.emit({"id": number, **outcome})
 
 
 def _dataset(room: Room, progress: Progress, kind: str, spec: dict[str, Any], job: str) -> dict[str, Any]:
@@ -131,16 +182,16 @@ def _train(room: Room, progress: Progress, spec: dict[str, Any], job: str) -> di
     return train(parse("train", spec), job, room.storage, room.settings, progress)
 
 
-def _plan(room: Room, progress: Progress, spec: dict[str, Any], job: str) -> dict[str, Any]:
+def _plan(room: Room, progress: Progress, spec: dict[str, Any], job: str, first: int) -> dict[str, Any]:
     from worker.classifying.batches import plan
 
-    return plan(parse("classify", spec), job, room.storage, room.settings, progress)
+    return plan(parse("classify", spec), job, first, room.storage, room.settings, progress)
 
 
 def _shard(room: Room, progress: Progress, spec: dict[str, Any], job: str, shard: str) -> dict[str, Any]:
     from worker.classifying.shards import classify_shard
 
-    return classify_shard(parse("classify", spec), job, shard, room.storage, room.settings, progress, room.warm)
+    return classify_shard(parse("classify", spec), job, shard, room.warm, progress)
 
 
 def _write_off(room: Room, progress: Progress, spec: dict[str, Any], job: str, shard: str) -> dict[str, Any]:
@@ -158,7 +209,7 @@ def _finish(room: Room, progress: Progress, spec: dict[str, Any], job: str, star
 def _predict(room: Room, progress: Progress, model: str, image: str) -> dict[str, Any]:
     from worker.classifying.shards import predict
 
-    return predict(model, image, room.storage, room.settings, room.warm)
+    return predict(model, image, room.warm)
 
 
 CALLS: dict[str, Callable[..., dict[str, Any]]] = {

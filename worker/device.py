@@ -5,12 +5,15 @@ lease, and end it. CUDA never meets a fork, loaders may have processes of their 
 """
 
 import contextlib
+import itertools
 import json
 import os
+import queue
 import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +22,8 @@ from shared.settings import Settings
 # OpenMP's threads wait for each other by spinning, and a machine with more children than processors then spins instead of
 # working: a step of resnet18 took 47 ms alone, 607 ms beside two others, and 206 ms with this limit, which costs nothing alone
 SPINS = "10000"
+COMMAND = (sys.executable, "-m", "worker.child")
+OUTCOMES = {"result", "failed", "stuck", "cancelled", "bug"}
 
 
 class ChildDied(Exception):
@@ -26,21 +31,28 @@ class ChildDied(Exception):
 
 
 class Child:
-    """One child process. `memory_bytes` limits its address space; 0 leaves it free (CUDA maps far more than it uses)."""
+    """One child process. `memory_bytes` limits its address space; 0 leaves it free (CUDA maps far more than it uses).
+
+    Several calls may be under way at once, from several threads: the child answers a single image between two mini-batches
+    of a shard, and reads the next shard while it works on one.
+    """
 
     def __init__(self, settings: Settings, memory_bytes: int = 0) -> None:
         reading, writing = os.pipe()
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "worker.child", str(writing), str(os.getpid()), str(memory_bytes)],
+            [*COMMAND, str(writing), str(os.getpid()), str(memory_bytes)],
             stdin=subprocess.PIPE,
             pass_fds=[writing],
             env={"GOMP_SPINCOUNT": SPINS, **os.environ},
             start_new_session=True,  # a Ctrl-C in the terminal is for the parent to handle
         )
         os.close(writing)
-        self._reading = reading
-        self._unread = b""
         self.pid = self._process.pid
+        self._lock = threading.Lock()
+        self._ids = itertools.count(1)
+        self._answers: dict[int, queue.SimpleQueue[dict[str, Any] | None]] = {}
+        self._ended = False
+        threading.Thread(target=self._listen, args=(reading,), daemon=True).start()
         self._write(settings.model_dump_json())
 
     @property
@@ -48,23 +60,45 @@ class Child:
         """Whether the process still runs."""
         return self._process.poll() is None
 
-    def call(self, name: str, args: dict[str, Any], every: float) -> Iterator[dict[str, Any] | None]:
-        """Start a call and yield its messages, and None whenever `every` seconds have passed without one.
+    def start(self, name: str, args: dict[str, Any]) -> int:
+        """Start a call; returns its number, for `messages` and `stop`. Raises ChildDied."""
+        number = next(self._ids)
+        with self._lock:
+            if self._ended:
+                raise ChildDied(self._how())
+            self._answers[number] = queue.SimpleQueue()
+        self._write(json.dumps({"id": number, "call": name, "args": args}))
+        return number
 
-        The last message is the outcome: `result`, `failed`, `cancelled` or `bug`. Raises ChildDied.
+    def messages(self, number: int, every: float) -> Iterator[dict[str, Any] | None]:
+        """The messages of a call, and None whenever `every` seconds have passed without one.
+
+        The last message is the outcome: `result`, `failed`, `stuck`, `cancelled` or `bug`. Raises ChildDied.
         """
-        self._write(json.dumps({"call": name, "args": args}))
-        while True:
-            line = self._read_line(every)
-            message = json.loads(line) if line is not None else None
-            yield message
-            if message is not None and not message.keys() & {"progress", "row"}:
-                return
+        answers = self._answers[number]
+        try:
+            while True:
+                try:
+                    message = answers.get(timeout=every)
+                except queue.Empty:
+                    yield None
+                    continue
+                if message is None:
+                    raise ChildDied(self._how())
+                yield message
+                if message.keys() & OUTCOMES:
+                    return
+        finally:
+            self._answers.pop(number, None)
 
-    def stop(self) -> None:
-        """Ask the call to end between two mini-batches."""
+    def call(self, name: str, args: dict[str, Any], every: float) -> Iterator[dict[str, Any] | None]:
+        """Start a call and yield its messages, as `messages` does."""
+        return self.messages(self.start(name, args), every)
+
+    def stop(self, number: int) -> None:
+        """Ask a call to end between two mini-batches."""
         if self.alive:
-            self._write(json.dumps({"stop": True}))
+            self._write(json.dumps({"stop": number}))
 
     def kill(self) -> None:
         """End the process and all it started, at once, and wait until it is gone."""
@@ -74,30 +108,35 @@ class Child:
         self._process.wait()
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.close()  # type: ignore[union-attr]
-        if self._reading >= 0:
-            os.close(self._reading)
-            self._reading = -1
 
     def _write(self, line: str) -> None:
         try:
-            self._process.stdin.write(line.encode() + b"\n")  # type: ignore[union-attr]
-            self._process.stdin.flush()  # type: ignore[union-attr]
-        except BrokenPipeError:
+            with self._lock:
+                self._process.stdin.write(line.encode() + b"\n")  # type: ignore[union-attr]
+                self._process.stdin.flush()  # type: ignore[union-attr]
+        except (BrokenPipeError, ValueError):  # ValueError: `kill` has closed it
             raise ChildDied(self._how()) from None
 
-    def _read_line(self, timeout: float) -> bytes | None:
-        while b"\n" not in self._unread:
-            ready, _, _ = select.select([self._reading], [], [], timeout)
-            if not ready and not self.alive:  # processes of its own may hold the pipe open
-                raise ChildDied(self._how())
-            if not ready:
-                return None
-            data = os.read(self._reading, 1 << 16)
+    def _listen(self, reading: int) -> None:
+        """Hand each message to the call it belongs to, until the child has ended; processes of its own may hold the pipe open."""
+        unread = b""
+        while True:
+            ready, _, _ = select.select([reading], [], [], 1)
+            if not ready and self.alive:
+                continue
+            data = os.read(reading, 1 << 16) if ready else b""
             if not data:
-                raise ChildDied(self._how())
-            self._unread += data
-        line, _, self._unread = self._unread.partition(b"\n")
-        return line
+                break
+            *lines, unread = (unread + data).split(b"\n")
+            for line in lines:
+                message = json.loads(line)
+                if answers := self._answers.get(message.pop("id")):
+                    answers.put(message)
+        os.close(reading)
+        with self._lock:
+            self._ended = True
+            for answers in self._answers.values():
+                answers.put(None)
 
     def _how(self) -> str:
         """How the process ended, in words."""

@@ -10,12 +10,17 @@ from shared.errors import Cancelled
 class Progress:
     """Collects the state of a unit of work and hands each change to `emit` as a JSON-able dict.
 
-    `{"progress": {...}}` for the whole state so far, `{"row": [list name, value]}` for one row of a list.
+    `{"progress": {...}}` for the whole state so far, `{"row": [list name, value]}` for one row of a list, `{"read": True}`
+    when a shard needs no more reading.
     """
 
-    def __init__(self, emit: Callable[[dict[str, Any]], None], stop: threading.Event | None = None) -> None:
+    def __init__(
+        self, emit: Callable[[dict[str, Any]], None], stop: threading.Event | None = None, between: Callable[[], None] | None = None
+    ) -> None:
+        """`between` is called at each check: what else may be done between two mini-batches."""
         self._emit = emit
         self._stop = stop or threading.Event()
+        self._between = between
         self._fields: dict[str, Any] = {}
 
     def update(self, **fields: Any) -> None:
@@ -33,3 +38,9 @@ class Progress:
         """Raises Cancelled when the unit should stop; call it between two mini-batches."""
         if self._stop.is_set():
             raise Cancelled("The job was cancelled.")  # fastai reads the first argument of what passes through its callbacks
+        if self._between:
+            self._between()
+
+    def have_read(self) -> None:
+        """All items of the unit are read and decoded; the next unit may be read already."""
+        self._emit({"read": True})

@@ -13,9 +13,9 @@ from typing import Any
 
 import structlog
 
-from shared.errors import DarkroomError, Unavailable
+from shared.errors import NotFound, Unavailable
 from shared.jobs import JobStore
-from shared.queue import QUEUE_OF
+from shared.queue import LISTS, list_of
 
 log = structlog.get_logger()
 EVERY = 2.0  # seconds
@@ -27,27 +27,31 @@ def sweep(store: JobStore, send: Callable[[str, str, str], None]) -> int:
     """One pass; returns how many units were sent again. Raises Unavailable."""
     for job_id, unit in store.expire_leases():
         log.warning("lease ran out", job=job_id, unit=unit)
-    kinds: dict[str, str] = {}
+    lists: dict[str, str] = {}
     lengths: dict[str, int] = {}
     sent = 0
     for job_id, unit, age, times in store.waiting():
         if age < LOST_AFTER:
             continue
-        try:
-            kind = kinds.setdefault(job_id, store.get(job_id).kind)
-        except Unavailable:
-            raise
-        except DarkroomError:
-            kind = "classify"  # a job that is gone; resend forgets it
-        queue = QUEUE_OF[kind]
-        if queue not in lengths:
-            lengths[queue] = int(store.redis.llen(queue))
-        if (lengths[queue] == 0 or age > STALE_AFTER * 2 ** min(times, 6)) and store.resend(job_id, unit):
-            send(kind, job_id, unit)
+        if job_id not in lists:
+            lists[job_id] = _list_of(store, job_id)
+        name = lists[job_id]
+        if name not in lengths:
+            lengths[name] = int(store.redis.llen(name))
+        if (lengths[name] == 0 or age > STALE_AFTER * 2 ** min(times, 6)) and store.resend(job_id, unit):
+            send(name, job_id, unit)
             sent += 1
     if sent:
         log.info("sent again", units=sent)
     return sent
+
+
+def _list_of(store: JobStore, job_id: str) -> str:
+    try:
+        job = store.get(job_id)
+    except NotFound:
+        return LISTS[0]  # the job is gone; `resend` forgets it
+    return list_of(job.kind, job.spec)
 
 
 def keep_sweeping(store: JobStore, send: Callable[[str, str, str], None], name: str, facts: dict[str, Any], stop: threading.Event) -> None:
