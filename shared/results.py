@@ -4,18 +4,17 @@ A shard is named by the items it covers, `shards/00000000-00000256.parquet`, so 
 and a shard that was split is two names. A shard's file holds its tally in its metadata; it is done when it exists.
 """
 
-import csv
-import heapq
 import io
 import json
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
 import pyarrow.parquet as pq
 
-from shared.errors import NotFound
 from shared.storage import Storage
 
 ROWS = pa.schema(
@@ -43,6 +42,7 @@ ROWS = pa.schema(
 TEXT_COLUMNS = ("uri", "sha256", "label", "top_labels", "decision", "error_code", "error", "model")
 CSV_COLUMNS = [name for name in ROWS.names if name != "locator"]
 CONFIDENCE_BINS = 20
+LATEST = 12  # rows of a shard that the page shows as the newest
 
 
 def shard_name(first: int, last: int) -> str:
@@ -61,34 +61,43 @@ def shard_key(batch: str, name: str) -> str:
     return f"batches/{batch}/shards/{name}.parquet"
 
 
-def shard_bytes(rows: list[dict[str, Any]]) -> bytes:
-    """Rows as a Parquet file that carries its own tally."""
+def shard_bytes(rows: pa.Table, **about: str) -> bytes:
+    """Rows as a Parquet file that carries its own tally, and what else is said `about` it, in its metadata."""
     out = io.BytesIO()
-    table = pa.Table.from_pylist(rows, schema=ROWS).replace_schema_metadata({"tally": json.dumps(tally(rows))})
-    pq.write_table(table, out, compression="zstd")
+    pq.write_table(rows.replace_schema_metadata({"tally": json.dumps(tally(rows)), **about}), out, compression="zstd")
     return out.getvalue()
 
 
-def tally(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def tally(rows: pa.Table) -> dict[str, Any]:
     """What a shard adds to its batch, in the form that JobStore.commit takes."""
-    good = [r for r in rows if not r["error_code"]]
+    good = rows.filter(pc.equal(rows["error_code"], ""))
+    bins = np.minimum(good["probability"].to_numpy() * CONFIDENCE_BINS, CONFIDENCE_BINS - 1).astype(int)
+    review = pc.sum(pc.equal(good["decision"], "review")).as_py() or 0
+    newest = rows.slice(max(len(rows) - LATEST, 0)).select(["item_id", "uri", "label", "probability", "decision", "error_code", "error"])
     return {
-        "counts": {"done": len(rows), "errors": len(rows) - len(good), "review": sum(r["decision"] == "review" for r in good)},
+        "counts": {"done": len(rows), "errors": len(rows) - len(good), "review": review},
         "hashes": {
-            "labels": dict(Counter(r["label"] for r in good)),
-            "confidence": dict(Counter(str(min(int(r["probability"] * CONFIDENCE_BINS), CONFIDENCE_BINS - 1)) for r in good)),
-            "reasons": dict(Counter(r["error_code"] for r in rows if r["error_code"])),
+            "labels": _counted(good["label"]),
+            "confidence": {str(bin_): int(n) for bin_, n in enumerate(np.bincount(bins)) if n},
+            "reasons": _counted(rows["error_code"].filter(pc.not_equal(rows["error_code"], ""))),
         },
-        "latest": [
-            json.dumps({k: r[k] for k in ("item_id", "uri", "label", "probability", "decision", "error_code", "error")}) for r in rows[-12:]
-        ],
+        "latest": [json.dumps(row) for row in newest.to_pylist()],
     }
+
+
+def _counted(values: pa.ChunkedArray) -> dict[str, int]:
+    return {found["values"]: found["counts"] for found in pc.value_counts(values).to_pylist()}
 
 
 def shard_tally(storage: Storage, batch: str, name: str) -> dict[str, Any]:
     """The tally of a shard that is done. Raises NotFound."""
+    return json.loads(shard_facts(storage, batch, name)["tally"])  # type: ignore[no-any-return]
+
+
+def shard_facts(storage: Storage, batch: str, name: str) -> dict[str, str]:
+    """What the file of a shard says about itself: `tally` and `engine`. Raises NotFound."""
     with storage.open(shard_key(batch, name)) as f:
-        return json.loads(pq.read_schema(f).metadata[b"tally"])  # type: ignore[no-any-return]
+        return {key.decode(): value.decode() for key, value in pq.read_schema(f).metadata.items()}
 
 
 def shards(storage: Storage, batch: str) -> list[str]:
@@ -96,86 +105,50 @@ def shards(storage: Storage, batch: str) -> list[str]:
     return [n.removesuffix(".parquet") for n in storage.list(f"batches/{batch}/shards")]
 
 
+def shard(storage: Storage, batch: str, name: str) -> tuple[pa.Table, dict[str, Any]]:
+    """The rows of a shard that is done, and its tally. Raises NotFound."""
+    with storage.open(shard_key(batch, name)) as f:
+        table = pq.read_table(f)
+    return table.replace_schema_metadata(None), json.loads(table.schema.metadata[b"tally"])
+
+
 def tables(storage: Storage, batch: str) -> Iterator[pa.Table]:
     """The rows done so far, a table a shard, in the order of the items."""
     for name in shards(storage, batch):
-        with storage.open(shard_key(batch, name)) as f:
-            yield pq.read_table(f).replace_schema_metadata(None)
+        yield shard(storage, batch, name)[0]
 
 
-def page(
-    storage: Storage,
-    batch: str,
-    start: int = 0,
-    limit: int = 100,
-    label: str | None = None,
-    decision: str | None = None,
-    errors: bool = False,
-) -> list[dict[str, Any]]:
-    """Rows done so far in the order of their items, from item `start` on, at most `limit`; filtered by label, decision or errors."""
-    found: list[dict[str, Any]] = []
-    for name in shards(storage, batch):
-        if shard_range(name)[1] <= start:
-            continue
-        with storage.open(shard_key(batch, name)) as f:
-            for row in pq.read_table(f).to_pylist():
-                if (
-                    row["item_id"] < start
-                    or (label is not None and row["label"] != label)
-                    or (decision and row["decision"] != decision)
-                    or (errors and not row["error_code"])
-                ):
-                    continue
-                found.append(row)
-                if len(found) == limit:
-                    return found
-    return found
+def csv_lines(found: Iterator[pa.Table]) -> Iterator[bytes]:
+    """CSV, a table at a time, the header first."""
+    yield csv_header()
+    yield from map(csv_rows, found)
 
 
-def row(storage: Storage, batch: str, item_id: int) -> dict[str, Any]:
-    """One row. Raises NotFound."""
-    found = page(storage, batch, item_id, 1)
-    if not found or found[0]["item_id"] != item_id:
-        raise NotFound(f"The batch has no row for item {item_id} yet.")
-    return found[0]
+def csv_header() -> bytes:
+    """The first line of the CSV."""
+    return ",".join(CSV_COLUMNS).encode() + b"\n"
 
 
-def least_sure(storage: Storage, batch: str, limit: int = 100) -> list[dict[str, Any]]:
-    """The rows with the smallest margin between best and second best label, least sure first."""
-    rows = (r for t in tables(storage, batch) for r in t.to_pylist() if not r["error_code"])
-    return heapq.nsmallest(limit, rows, key=lambda r: (r["margin"], r["item_id"]))
-
-
-def csv_lines(found: Iterator[pa.Table]) -> Iterator[str]:
-    """CSV text, a shard at a time, the header first. Lists are joined by `|`.
+def csv_rows(rows: pa.Table) -> bytes:
+    """Rows as CSV. Lists are joined by `|`.
 
     Text that a spreadsheet would run as a formula gets an apostrophe in front (OWASP, "CSV Injection").
     """
-    out = io.StringIO()
-    writer = csv.writer(out, quoting=csv.QUOTE_MINIMAL, lineterminator="\r\n")
-    writer.writerow(CSV_COLUMNS)
-    for table in found:
-        for r in table.to_pylist():
-            writer.writerow([_cell(name, r[name]) for name in CSV_COLUMNS])
-        yield out.getvalue()
-        out.seek(0)
-        out.truncate()
-    yield out.getvalue()
+    out = io.BytesIO()
+    table = pa.table([_cells(name, rows[name]) for name in CSV_COLUMNS], names=CSV_COLUMNS)
+    pa.csv.write_csv(table, out, pa.csv.WriteOptions(include_header=False))
+    return out.getvalue()
+
+
+def _cells(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if pa.types.is_list(column.type):
+        column = pc.binary_join(column.cast(pa.list_(pa.string())), "|")
+    if name in TEXT_COLUMNS:
+        return pc.replace_substring_regex(column, r"\A([=+\-@\t\r\n])", r"'\1")
+    return column
 
 
 def jsonl_lines(found: Iterator[pa.Table]) -> Iterator[str]:
     """One JSON object a row."""
     for table in found:
         yield "".join(json.dumps({k: v for k, v in r.items() if k != "locator"}, ensure_ascii=False) + "\n" for r in table.to_pylist())
-
-
-def _cell(name: str, value: Any) -> Any:
-    if value is None:
-        return ""
-    if isinstance(value, list):
-        value = "|".join(f"{v:.6g}" if isinstance(v, float) else str(v) for v in value)
-    elif isinstance(value, float):
-        return f"{value:.6g}"
-    if name in TEXT_COLUMNS and str(value).startswith(("=", "+", "-", "@", "\t", "\r", "\n")):
-        return f"'{value}"
-    return value

@@ -1,6 +1,7 @@
 """The JSON API, against a real Redis and a real storage folder; the tests play the worker."""
 
 import csv
+import hashlib
 import io
 import json
 import threading
@@ -8,6 +9,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from flask import Flask
@@ -15,9 +17,11 @@ from flask.testing import FlaskClient
 from PIL import Image
 from werkzeug.test import TestResponse
 
-from shared import datasets, results
+from shared import datasets, results, review
+from shared.items import walk
 from shared.jobs import JobStore, State, new_id
 from shared.settings import Settings
+from shared.specs import ListSource
 from shared.storage import Storage
 from web import create_app
 
@@ -52,12 +56,12 @@ def make_dataset(storage: Storage, folder: Path, name: str = "animals", labels: 
     return storage.publish_version(f"datasets/{name}", folder, info)
 
 
-def make_model(storage: Storage, folder: Path, name: str = "animals") -> int:
+def make_model(storage: Storage, folder: Path, name: str = "animals", **more: Any) -> int:
     folder.mkdir(exist_ok=True)
     (folder / "model.safetensors").write_bytes(b"weights")
     (folder / "report.json").write_text('{"error_rate": 0.1}')
     info = {"model": name, "created": 1.0, "job": new_id(), "arch": "resnet18", "classes": ["cat", "dog"], "error_rate": 0.1, "spec": {}}
-    return storage.publish_version(f"models/{name}", folder, info)
+    return storage.publish_version(f"models/{name}", folder, {**info, **more})
 
 
 def result_row(item: int, label: str = "cat", **values: Any) -> dict[str, Any]:
@@ -75,24 +79,26 @@ def order_batch(client: FlaskClient, storage: Storage, tmp_path: Path) -> str:
     return str(client.post(f"{API}/batches", json=spec).json["id"])  # type: ignore[index]
 
 
-def plan(store: JobStore, batch: str, shards: list[str]) -> None:
+def plan(store: JobStore, batch: str) -> None:
+    """Four items in two shards."""
     claim = store.claim(batch, "plan", "tester")
     assert claim
-    store.commit(claim, {"counts": {"items": 4}}, shards, "finish")
+    store.commit(claim, {"counts": {"items": 4}}, stretches=[(0, 4, 2)], last="finish")
 
 
 def work(store: JobStore, storage: Storage, batch: str, first: int, rows: list[dict[str, Any]]) -> None:
     shard = results.shard_name(first, first + len(rows))
     claim = store.claim(batch, shard, "tester")
     assert claim
-    storage.write(results.shard_key(batch, shard), results.shard_bytes(rows))
-    store.commit(claim, results.tally(rows))
+    table = pa.Table.from_pylist(rows, schema=results.ROWS)
+    storage.write(results.shard_key(batch, shard), results.shard_bytes(table))
+    store.commit(claim, results.tally(table))
 
 
 def half_done_batch(client: FlaskClient, store: JobStore, storage: Storage, tmp_path: Path) -> str:
     """A batch of four items with two rows: a cat, and an error."""
     batch = order_batch(client, storage, tmp_path)
-    plan(store, batch, [results.shard_name(0, 2), results.shard_name(2, 4)])
+    plan(store, batch)
     bad = result_row(1, "", uri="=cmd()", probability=None, decision="", error_code="truncated", error="The picture cannot be decoded.")
     work(store, storage, batch, 0, [result_row(0), bad])
     return batch
@@ -251,6 +257,64 @@ def test_what_an_order_refers_to_must_be_there(client: FlaskClient, storage: Sto
         assert_problem(client.post(f"{API}/{path}", json=spec), 404, "There is no")
 
 
+def test_a_dataset_is_classified_in_the_version_that_is_newest_now(client: FlaskClient, storage: Storage, tmp_path: Path) -> None:
+    make_model(storage, tmp_path / "model")
+    make_dataset(storage, tmp_path / "a")
+    make_dataset(storage, tmp_path / "b")
+    spec = client.post(f"{API}/batches", json={"model": "animals", "source": {"kind": "dataset", "dataset": "animals"}}).json["spec"]  # type: ignore[index]
+    assert spec["source"] == {"kind": "dataset", "dataset": "animals", "version": 2}
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (None, "was not tried"),
+        ({"agreement": 0.9, "offered": False}, "keeps only 90.0% of the labels"),
+        ({"offered": False, "why": "The package nncf is not installed where this model was trained."}, "nncf is not installed"),
+    ],
+)
+def test_int8_is_refused_for_a_model_that_has_none(
+    client: FlaskClient, storage: Storage, tmp_path: Path, found: dict[str, Any] | None, words: str
+) -> None:
+    make_model(storage, tmp_path / "model", **({"int8": found} if found else {}))
+    spec = {"model": "animals", "precision": "int8", "source": {"kind": "urls", "urls": ["http://example.org/1.png"]}}
+    assert assert_problem(client.post(f"{API}/batches", json=spec), 422, words, "Choose fast or exact")["field"] == "precision"
+
+
+def test_int8_is_taken_for_a_model_that_has_it(client: FlaskClient, storage: Storage, tmp_path: Path) -> None:
+    make_model(storage, tmp_path / "model", int8={"agreement": 0.995, "offered": True})
+    spec = {"model": "animals", "precision": "int8", "source": {"kind": "urls", "urls": ["http://example.org/1.png"]}}
+    assert client.post(f"{API}/batches", json=spec).status_code == 202
+
+
+def test_the_failed_items_of_a_batch_are_ordered_again(client: FlaskClient, store: JobStore, storage: Storage, tmp_path: Path) -> None:
+    batch = half_done_batch(client, store, storage, tmp_path)
+    assert_problem(client.post(f"{API}/batches/{batch}/retry-failed"), 409, "still runs")
+    store.cancel(batch)
+    again = client.post(f"{API}/batches/{batch}/retry-failed")
+    assert again.status_code == 202, again.text
+    assert again.json["spec"]["source"] == {"kind": "failed", "batch": batch}  # type: ignore[index]
+    assert_problem(client.post(f"{API}/batches/{'0' * 20}/retry-failed"), 404)
+
+
+def test_a_batch_without_failed_items_has_nothing_to_retry(client: FlaskClient, store: JobStore, storage: Storage, tmp_path: Path) -> None:
+    batch = order_batch(client, storage, tmp_path)
+    plan(store, batch)
+    work(store, storage, batch, 0, [result_row(0), result_row(1)])
+    store.cancel(batch)
+    assert_problem(client.post(f"{API}/batches/{batch}/retry-failed"), 409, "nothing to retry")
+
+
+def test_what_was_reviewed_becomes_an_import_once_something_was(
+    client: FlaskClient, store: JobStore, storage: Storage, tmp_path: Path
+) -> None:
+    batch = half_done_batch(client, store, storage, tmp_path)
+    spec = {"source": {"kind": "review", "batch": batch}}
+    assert_problem(client.post(f"{API}/datasets/animals/import", json=spec), 422, "Nobody has reviewed")
+    review.decide(storage, batch, result_row(0), "dog")
+    assert client.post(f"{API}/datasets/animals/import", json=spec).status_code == 202
+
+
 # -- who may ask ------------------------------------------------------------------------------------------------------
 
 
@@ -348,11 +412,16 @@ def test_a_batch_is_shown_with_its_histograms_and_newest_rows(
     assert [b["id"] for b in client.get(f"{API}/batches").json["batches"]] == [batch]  # type: ignore[index]
 
 
-def test_a_long_list_of_addresses_is_cut_in_answers(client: FlaskClient, storage: Storage, tmp_path: Path) -> None:
-    make_model(storage, tmp_path / "m")
-    source = {"kind": "urls", "urls": [f"http://example.org/{i}.png" for i in range(1000)]}
-    shown = client.post(f"{API}/batches", json={"model": "animals", "source": source}).json["spec"]["source"]  # type: ignore[index]
-    assert (len(shown["urls"]), shown["count"]) == (10, 1000)
+def test_addresses_of_an_order_are_kept_as_a_list_and_not_in_the_ledger(
+    client: FlaskClient, store: JobStore, storage: Storage, settings: Settings, tmp_path: Path
+) -> None:
+    make_model(storage, tmp_path / "model")
+    urls = [f"http://example.org/{i}.png" for i in range(1000)]
+    job = client.post(f"{API}/batches", json={"model": "animals", "source": {"kind": "urls", "urls": urls}}).json
+    source = job["spec"]["source"]  # type: ignore[index]
+    assert (set(source), source["kind"]) == ({"kind", "id"}, "list")
+    assert store.get(job["id"]).spec["source"] == source  # type: ignore[index]
+    assert [uri for uri, _, _ in walk(ListSource(id=source["id"]), storage, settings)] == urls
 
 
 def test_a_job_that_is_no_batch_is_not_shown_as_one(client: FlaskClient) -> None:
@@ -372,17 +441,63 @@ def test_rows_are_filtered_and_paged_without_paths_of_the_server(
 
     assert items("") == ([0, 1], None)
     assert items("limit=1") == ([0], 1)
-    assert items("limit=1&start=1") == ([1], 2)
+    assert items("limit=1&start=1") == ([1], None)
     assert items("label=cat") == ([0], None)
     assert items("decision=review") == ([], None)
-    assert items("errors=true") == ([1], None)
+    assert items("error=any") == items("error=truncated") == ([1], None)
+    assert items("low=0.7&high=0.8&order=margin") == ([0], None)
+    assert items("order=-confidence&limit=1") == ([0], 1)
+    assert client.get(f"{API}/batches/{batch}/rows?limit=1").json["total"] == 2  # type: ignore[index]
     assert b"/secret/" not in client.get(f"{API}/batches/{batch}/rows").data
 
 
-@pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "start=-1", "start=1e3", "start=٣", "decision=maybe", "errors=yes"])
+@pytest.mark.parametrize(
+    "query",
+    ["limit=0", "limit=1001", "limit=x", "start=-1", "start=1e3", "start=٣", "decision=maybe", "low=2", "high=nan", "low=.", "order=label"],
+)
 def test_a_query_that_does_not_fit_is_refused(client: FlaskClient, storage: Storage, tmp_path: Path, query: str) -> None:
     batch = order_batch(client, storage, tmp_path)
     assert_problem(client.get(f"{API}/batches/{batch}/rows?{query}"), 422, "must be")
+
+
+def test_a_person_accepts_relabels_and_takes_it_back(client: FlaskClient, store: JobStore, storage: Storage, tmp_path: Path) -> None:
+    batch = half_done_batch(client, store, storage, tmp_path)
+    work(store, storage, batch, 2, [result_row(2), result_row(3)])
+    base = f"{API}/batches/{batch}/review"
+    for _ in range(2):
+        assert client.put(f"{base}/0", json={"accept": True}).json["action"] == "accept"  # type: ignore[index]
+    given = client.put(f"{base}/2", json={"label": "=lynx"}).json
+    assert given
+    assert (given["model_label"], given["given_label"], "locator" in given) == ("cat", "=lynx", False)
+    client.put(f"{base}/3", json={"label": "dog"})
+    assert client.delete(f"{base}/3").status_code == client.delete(f"{base}/3").status_code == 204
+    listed = client.get(f"{base}?limit=1").json
+    assert listed
+    assert ([d["item_id"] for d in listed["decisions"]], listed["next"], listed["total"]) == ([0], 2, 2)
+    assert [d["item_id"] for d in client.get(f"{base}?start=2").json["decisions"]] == [2]  # type: ignore[index]
+    lines = list(csv.DictReader(io.StringIO(client.get(f"{base}.csv").text, newline="")))
+    assert [(line["item_id"], line["given_label"]) for line in lines] == [("0", "cat"), ("2", "'=lynx")]
+    assert len(client.get(f"{base}.jsonl").text.splitlines()) == 2
+    assert client.get(f"{API}/batches/{batch}/rows?start=2").json["rows"][0]["label"] == "cat"  # type: ignore[index]
+
+
+@pytest.mark.parametrize("said", [{}, {"accept": False}, {"label": 1}, {"label": ""}, {"label": "a", "accept": True}, {"label": "x" * 101}])
+def test_a_decision_that_makes_no_sense_is_refused(
+    client: FlaskClient, store: JobStore, storage: Storage, tmp_path: Path, said: dict[str, Any]
+) -> None:
+    batch = half_done_batch(client, store, storage, tmp_path)
+    assert_problem(client.put(f"{API}/batches/{batch}/review/0", json=said), 422)
+    assert client.get(f"{API}/batches/{batch}/review").json["decisions"] == []  # type: ignore[index]
+
+
+def test_only_rows_with_a_label_are_decided_on_and_only_as_json(
+    client: FlaskClient, store: JobStore, storage: Storage, tmp_path: Path
+) -> None:
+    batch = half_done_batch(client, store, storage, tmp_path)
+    base = f"{API}/batches/{batch}/review"
+    assert_problem(client.put(f"{base}/1", json={"accept": True}), 422, "could not be read")
+    assert_problem(client.put(f"{base}/7", json={"accept": True}), 404)
+    assert_problem(client.put(f"{base}/0", data='{"accept": true}', content_type="text/plain"), 415)
 
 
 def test_results_of_a_running_batch_are_what_is_done_so_far(client: FlaskClient, store: JobStore, storage: Storage, tmp_path: Path) -> None:
@@ -434,12 +549,10 @@ def answering(store: JobStore) -> Any:
 
     def serve() -> None:
         store.announce("tester", {"name": "tester", "queues": ["predict"]})
-        while not stop.wait(0.02):
-            for key in store.redis.scan_iter("darkroom:predict:*"):
-                question_id = key.decode().split(":")[2]
-                asked = store.question(question_id) if key.count(b":") == 2 else None
-                if asked:
-                    store.answer(question_id, {**replies.get(asked[1], {"label": "cat"}), "asked": asked[0]})
+        while not stop.is_set():
+            if asked := store.next_question(0.1):
+                question_id, question, image = asked
+                store.answer(question_id, {**replies.get(image, {"label": "cat"}), "asked": question})
 
     thread = threading.Thread(target=serve)
     thread.start()
@@ -557,6 +670,22 @@ def test_a_waiting_job_is_cancelled_at_once_and_kept_so(client: FlaskClient, sto
     assert_problem(client.post(f"{API}/jobs/{job_id}/cancel"), 409, "it is cancelled")
 
 
+def test_a_batch_rests_and_goes_on(client: FlaskClient, storage: Storage, tmp_path: Path) -> None:
+    batch = order_batch(client, storage, tmp_path)
+    paused = client.post(f"{API}/jobs/{batch}/pause")
+    assert (paused.status_code, paused.json["state"]) == (202, "paused")  # type: ignore[index]
+    resumed = client.post(f"{API}/jobs/{batch}/resume")
+    assert (resumed.status_code, resumed.json["state"]) == (202, "queued")  # type: ignore[index]
+    assert_problem(client.post(f"{API}/jobs/{batch}/resume"), 409, "not paused; it is queued")
+    client.post(f"{API}/jobs/{batch}/cancel")
+    assert_problem(client.post(f"{API}/jobs/{batch}/pause"), 409, "it is cancelled")
+
+
+def test_only_batches_can_rest(client: FlaskClient) -> None:
+    job_id = client.post(f"{API}/datasets/wonders/scrape", json=scrape_spec()).json["id"]  # type: ignore[index]
+    assert_problem(client.post(f"{API}/jobs/{job_id}/pause"), 409, "Only a batch can be paused")
+
+
 def test_a_running_job_is_asked_to_stop(client: FlaskClient, store: JobStore) -> None:
     job_id = client.post(f"{API}/datasets/wonders/scrape", json=scrape_spec()).json["id"]  # type: ignore[index]
     store.claim(job_id, "main", "tester")
@@ -599,6 +728,35 @@ def test_the_files_of_a_form_become_one_upload(client: FlaskClient, storage: Sto
 def test_an_upload_that_cannot_be_used_is_refused_and_not_kept(client: FlaskClient, storage: Storage, content: bytes) -> None:
     assert_problem(client.post(f"{API}/uploads", data=content, content_type="application/zip"), 422)
     assert storage.list("uploads") == []
+
+
+def test_files_are_sent_by_their_content_only_once_and_become_an_upload(client: FlaskClient, settings: Settings, storage: Storage) -> None:
+    sha256 = hashlib.sha256(picture()).hexdigest()
+    asked = client.post(f"{API}/uploads/missing", json={"sha256": [sha256]}).json
+    assert asked == {"missing": [sha256], "max_bytes": settings.max_image_bytes}
+    assert [client.put(f"{API}/uploads/blobs/{sha256}", data=picture()).status_code for _ in range(2)] == [201, 200]
+    names = json.dumps(["cat/1.png", sha256]) + "\n" + json.dumps(["dog/1.png", sha256])
+    kept = client.post(f"{API}/uploads/manifest", data=names, content_type="application/jsonl")
+    assert (kept.status_code, kept.json["items"]) == (201, 2)  # type: ignore[index]
+    ordered = client.post(f"{API}/datasets/animals/import", json={"source": kept.json["source"]})  # type: ignore[index]
+    assert ordered.status_code == 202
+
+
+def test_a_file_with_other_bytes_than_its_name_says_is_refused(client: FlaskClient, storage: Storage) -> None:
+    assert_problem(client.put(f"{API}/uploads/blobs/{'0' * 64}", data=picture()), 422, "send the file again")
+    assert_problem(client.put(f"{API}/uploads/blobs/..%2f..%2fevil", data=picture()), 404)
+    assert_problem(client.put(f"{API}/uploads/blobs/evil", data=picture()), 422, "is no SHA-256")
+    assert_problem(client.post(f"{API}/uploads/blobs/{'0' * 64}", data=picture()), 405, "PUT")
+
+
+def test_a_list_is_kept_and_can_be_classified(client: FlaskClient, storage: Storage, tmp_path: Path) -> None:
+    make_model(storage, tmp_path / "model")
+    kept = client.post(f"{API}/uploads/list", data="url,label\nhttp://example.org/1.png,cat\n/srv/2.png,dog\n", content_type="text/csv")
+    assert (kept.status_code, kept.json["items"]) == (201, 2)  # type: ignore[index]
+    ordered = client.post(f"{API}/batches", json={"model": "animals", "source": kept.json["source"]})  # type: ignore[index]
+    assert ordered.status_code == 202
+    assert_problem(client.post(f"{API}/uploads/list", data="x", content_type="image/png"), 415, "text/plain or text/csv")
+    assert_problem(client.post(f"{API}/uploads/manifest", data="x", content_type="text/plain"), 415, "application/jsonl")
 
 
 def test_an_upload_beyond_the_limit_is_refused(settings: Settings) -> None:

@@ -4,10 +4,22 @@ import csv
 import io
 import re
 import shutil
+import threading
+from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from conftest import until
+from PIL import Image
 from playwright.sync_api import Page, expect, sync_playwright
+from test_results import row
+from werkzeug.serving import make_server
+
+from shared import results, review
+from shared.jobs import JobStore, connect
+from shared.specs import parse
+from shared.storage import Storage
+from web import create_app
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 MINUTES = 180_000  # milliseconds a job may take here
@@ -147,3 +159,89 @@ def test_a_bad_name_is_told_at_its_field(page):
     page.get_by_role("button", name="Make the dataset").click()
     expect(page.get_by_text("a name is lower-case letters")).to_be_visible()
     expect(page.locator("[name=dataset]")).to_have_value("../<b>")
+
+
+@pytest.fixture
+def reviewing(browser, settings):
+    """A page on a web of its own, with a batch of 24 pictures that nobody is sure of; and its decisions as they are on storage."""
+    storage, store = Storage(settings.storage, settings.cache), JobStore(connect(settings.redis_url))
+    folder = Path(settings.storage).with_name("pictures")
+    folder.mkdir()
+    spec = parse("classify", {"model": "pets/v1", "source": {"kind": "folder", "path": str(folder)}})
+    batch = store.create("classify", spec.model_dump(mode="json"), "plan")
+    rows = []
+    for n in range(24):
+        Image.new("RGB", (300, 200), (n * 10, 40, 90)).save(folder / f"{n}.png")
+        rows.append(row(n, "cat", 0.3 + n / 100, locator=f"file:{folder}/{n}.png"))
+    table = pa.Table.from_pylist(rows, schema=results.ROWS)
+    storage.write(results.shard_key(batch, results.shard_name(0, 24)), results.shard_bytes(table))
+    server = make_server("127.0.0.1", 0, create_app(settings), threaded=True)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    page = browser.new_context(base_url=f"http://127.0.0.1:{server.server_port}").new_page()
+    page.goto(f"/batches/{batch}/review")
+    yield page, lambda: {d["item_id"]: d["given_label"] for d in review.decisions(storage, batch)}
+    page.context.close()
+    server.shutdown()
+    thread.join()
+
+
+def shown(page: Page) -> int:
+    return int(page.locator(".view:not([hidden])").get_attribute("data-item"))
+
+
+def test_a_batch_is_reviewed_with_a_key_a_picture(reviewing):
+    page, decisions = reviewing
+    for key, item in (("Enter", 0), ("2", 1), ("a", 2), ("ArrowRight", 3), ("s", 4)):
+        assert shown(page) == item
+        page.keyboard.press(key)
+    page.keyboard.press("l")
+    page.keyboard.type("axolotl")
+    page.keyboard.press("Enter")
+    assert shown(page) == 6
+    loaded = "views => views.every(view => { const image = view.querySelector('img'); return image.complete && image.naturalWidth > 0; })"
+    until(lambda: page.locator(".view").evaluate_all(loaded), 30)  # those that come next, too
+    until(lambda: decisions() == {0: "cat", 1: "dog", 2: "cat", 5: "axolotl"}, 30)
+    expect(page.locator("#reviewed")).to_have_text("4")
+    page.keyboard.press("u")
+    assert shown(page) == 5
+    until(lambda: decisions() == {0: "cat", 1: "dog", 2: "cat"}, 30)
+    for _ in range(4):
+        page.keyboard.press("ArrowLeft")
+    assert shown(page) == 1
+    expect(page.locator(".view:not([hidden]) .verdict")).to_have_text("relabelled as dog")
+    for _ in range(24):  # more than the page held at first
+        until(lambda: page.locator(".view:not([hidden]) + .view").count() or shown(page) == 23, 30)
+        page.keyboard.press("Enter")
+        if shown(page) == 23:
+            break
+    page.reload()
+    assert shown(page) == 23
+    wide_enough(page)
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("All 24 are reviewed.")).to_be_visible()
+    assert decisions() == dict.fromkeys(range(24), "cat")
+
+
+def test_a_decision_that_is_not_kept_is_told_and_its_picture_comes_back(reviewing):
+    page, decisions = reviewing
+    page.route("**/api/v1/batches/*/review/*", lambda route: route.abort())
+    page.keyboard.press("Enter")
+    expect(page.locator("#review-wrong")).to_contain_text("Not kept")
+    assert shown(page) == 0
+    page.unroute("**/api/v1/batches/*/review/*")
+    page.keyboard.press("Enter")
+    until(lambda: decisions() == {0: "cat"}, 30)
+    expect(page.locator("#review-wrong")).to_be_hidden()
+
+
+def test_review_works_without_a_script(browser, reviewing):
+    page, decisions = reviewing
+    plain = browser.new_context(java_script_enabled=False).new_page()
+    plain.goto(page.url)
+    plain.get_by_role("button", name="Accept cat").click()
+    plain.get_by_role("button", name="2 dog").click()
+    assert decisions() == {0: "cat", 1: "dog"}
+    plain.get_by_role("button", name="Undo the last").click()
+    assert decisions() == {0: "cat"}
+    plain.context.close()

@@ -1,6 +1,7 @@
 """The pages, asked through Flask's test client on a real Redis and a real storage folder."""
 
 import hashlib
+import html
 import io
 import json
 import math
@@ -10,12 +11,13 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import pyarrow as pa
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
 from PIL import Image
 
-from shared import datasets, results
+from shared import datasets, results, review
 from shared.jobs import JobStore, State, connect
 from shared.settings import Settings
 from shared.specs import parse
@@ -103,7 +105,7 @@ def make_batch(store: JobStore, storage: Storage, folder: Path) -> str:
     batch = store.create("classify", spec.model_dump(mode="json"), "plan")
     plan = store.claim(batch, "plan", "w")
     assert plan
-    store.commit(plan, {"counts": {"items": 6}}, ["00000000-00000003", "00000003-00000006"], "finish")
+    store.commit(plan, {"counts": {"items": 6}}, stretches=[(0, 6, 3)], last="finish")
     common = {
         "locator": f"file:{folder}/a.jpg",
         "sha256": "",
@@ -129,8 +131,9 @@ def make_batch(store: JobStore, storage: Storage, folder: Path) -> str:
     ]  # fmt: skip
     shard = store.claim(batch, "00000000-00000003", "w")
     assert shard
-    storage.write(results.shard_key(batch, "00000000-00000003"), results.shard_bytes(rows))
-    store.commit(shard, results.tally(rows))
+    table = pa.Table.from_pylist(rows, schema=results.ROWS)
+    storage.write(results.shard_key(batch, "00000000-00000003"), results.shard_bytes(table))
+    store.commit(shard, results.tally(table))
     return batch
 
 
@@ -203,10 +206,16 @@ def addresses(filled: SimpleNamespace) -> list[str]:
         "",
         "/live",
         "?decision=review",
-        "?decision=error",
-        "?label=hat",
-        "?order=least-sure",
+        "?error=any",
+        "?label=hat&low=0.85&high=0.95",
+        "?order=margin",
         "?as=table",
+        "?page=9",
+        "?low=nan&high=x&page=0&order=x",
+        "/review",
+        "/review?item=0&decision=",
+        "/review?item=0&last=1",
+        "/review?label=nothing",
         "/items/0",
         "/items/1",
         "/items/2",
@@ -380,9 +389,37 @@ def test_pictures_of_a_form_become_a_batch(client: FlaskClient, filled: SimpleNa
 
 
 def test_addresses_of_a_form_become_a_batch(client: FlaskClient, filled: SimpleNamespace) -> None:
-    answer = post(client, "/batches/new", way="urls", model="clothing", urls="https://example.org/a.jpg\nhttps://example.org/b.jpg")
-    spec = filled.store.get(answer.location.rsplit("/", 1)[1]).spec
-    assert (spec["model"], len(spec["source"]["urls"])) == ("clothing/v1", 2)
+    pasted = post(client, "/batches/new", way="urls", model="clothing", urls="https://example.org/a.jpg\nhttps://example.org/b.jpg")
+    sent = post(client, "/batches/new", way="urls", model="clothing", list=(io.BytesIO(b"url\nhttps://example.org/a.jpg\n"), "a.csv"))
+    specs = [filled.store.get(answer.location.rsplit("/", 1)[1]).spec for answer in (pasted, sent)]
+    assert [(spec["model"], spec["source"]["kind"]) for spec in specs] == [("clothing/v1", "list")] * 2
+    both = post(client, "/batches/new", way="urls", model="clothing", urls="https://a.example/1", list=(io.BytesIO(b"x"), "a.txt"))
+    assert re.search(r'id="wrong-source"[^>]*>Paste the lines or choose a file', both.text)
+
+
+def test_a_dataset_of_a_form_becomes_a_batch(client: FlaskClient, filled: SimpleNamespace) -> None:
+    assert ">clothing/v1</option>" in client.get("/batches/new").text
+    answer = post(client, "/batches/new", way="dataset", model="clothing", dataset="clothing/v1")
+    source = filled.store.get(answer.location.rsplit("/", 1)[1]).spec["source"]
+    assert source == {"kind": "dataset", "dataset": "clothing", "version": 1}
+    assert client.get(answer.location).status_code == 200
+
+
+def test_a_batch_is_classified_again_with_changes(client: FlaskClient, filled: SimpleNamespace) -> None:
+    page = client.get(f"/batches/new?from={filled.batch}").text
+    assert re.search(r'value="same" checked', page)
+    assert f'name="from" value="{filled.batch}"' in page
+    answer = post(client, "/batches/new", way="same", model="clothing/v1", precision="exact", top_k="5", **{"from": filled.batch})
+    spec, before = (filled.store.get(batch).spec for batch in (answer.location.rsplit("/", 1)[1], filled.batch))
+    assert (spec["source"], spec["precision"], spec["top_k"]) == (before["source"], "exact", 5)
+    assert client.get(f"/batches/new?from={'0' * 20}").status_code == 404
+
+
+def test_int8_is_offered_only_when_a_model_has_it(client: FlaskClient, filled: SimpleNamespace) -> None:
+    assert "<option>int8</option>" not in client.get("/batches/new").text
+    info = filled.storage.read_json("models/clothing/v0001/info.json")
+    filled.storage.write_json("models/clothing/v0001/info.json", {**info, "int8": {"agreement": 0.99, "offered": True}})
+    assert "<option>int8</option>" in client.get("/batches/new").text
 
 
 def test_a_file_address_is_refused_at_the_source(client: FlaskClient, filled: SimpleNamespace) -> None:
@@ -412,6 +449,20 @@ def test_cancel_asks_and_shows_the_job_again(client: FlaskClient, filled: Simple
     assert filled.store.get(filled.train).cancel
 
 
+def test_a_batch_is_paused_and_resumed_on_its_page(client: FlaskClient, filled: SimpleNamespace) -> None:
+    batch = post(
+        client, f"/batches/new?from={filled.batch}", "/batches/new", way="same", model="clothing/v1", **{"from": filled.batch}
+    ).location
+    job = batch.rsplit("/", 1)[1]
+    assert f"/jobs/{job}/pause" in client.get(batch).text
+    assert post(client, batch, f"/jobs/{job}/pause").location == batch
+    text = client.get(batch).text
+    assert f"/jobs/{job}/resume" in text
+    assert 'class="state paused"' in text
+    post(client, batch, f"/jobs/{job}/resume")
+    assert filled.store.get(job).state == "queued"
+
+
 def test_retry_of_a_failed_job_is_a_new_one(client: FlaskClient, filled: SimpleNamespace) -> None:
     answer = post(client, f"/jobs/{filled.failed}", f"/jobs/{filled.failed}/retry")
     assert answer.status_code == 303
@@ -425,8 +476,66 @@ def test_rows_of_a_batch_are_filtered(client: FlaskClient, filled: SimpleNamespa
 
 
 def test_the_least_sure_row_comes_first(client: FlaskClient, filled: SimpleNamespace) -> None:
-    text = client.get(f"/batches/{filled.batch}?order=least-sure").text.partition('id="rows"')[2]
+    text = client.get(f"/batches/{filled.batch}?order=margin").text.partition('id="rows"')[2]
     assert text.index("/items/1") < text.index("/items/0")
+
+
+def test_the_bars_of_the_confidence_lead_to_their_rows(client: FlaskClient, filled: SimpleNamespace) -> None:
+    text = client.get(f"/batches/{filled.batch}").text
+    link = re.search(r'<svg class="chart".*?<a href="([^"]+)"', text, re.DOTALL)
+    assert link
+    shown = client.get(html.unescape(link[1])).text.partition('id="rows"')[2]
+    assert ("/items/1?" in shown, "/items/0?" in shown) == (True, False)
+
+
+def test_a_row_opened_from_a_filtered_sheet_has_the_neighbours_of_that_sheet(client: FlaskClient, filled: SimpleNamespace) -> None:
+    text = client.get(f"/batches/{filled.batch}/items/0?error=none&order=confidence").text
+    assert "2 of 2" in text
+    assert f'rel="prev" data-key href="/batches/{filled.batch}/items/1?error=none&amp;order=confidence"' in text
+
+
+# -- reviewing --------------------------------------------------------------------------------------------------------
+
+
+def test_review_begins_with_the_least_sure_and_goes_on_to_what_nobody_decided(client: FlaskClient, filled: SimpleNamespace) -> None:
+    page = f"/batches/{filled.batch}/review?decision="
+    assert client.get(page).text.index('id="view-1"') < client.get(page).text.index('id="view-0"')
+    assert 'id="view-2"' not in client.get(page).text  # it could not be read
+    answer = post(client, page, f"/batches/{filled.batch}/review/1?decision=", label="scarf")
+    assert answer.status_code == 303
+    assert "item=0" in answer.location
+    text = client.get(answer.location).text
+    assert re.search(r'id="reviewed"[^>]*>1</strong> of 2', text)
+    assert client.get(page).text.index('id="view-0"') > 0
+    assert [d["given_label"] for d in review.decisions(filled.storage, filled.batch)] == ["scarf"]
+
+
+def test_without_a_script_a_decision_is_accepted_and_undone(client: FlaskClient, filled: SimpleNamespace) -> None:
+    page, one = f"/batches/{filled.batch}/review", f"/batches/{filled.batch}/review/1"
+    answer = post(client, page, one, accept="1")
+    assert "All 1 are reviewed" in client.get(answer.location).text
+    answer = post(client, answer.location, one, undo="1")
+    assert 'id="view-1"' in client.get(answer.location).text
+    assert review.decided(filled.storage, filled.batch) == []
+
+
+def test_a_label_that_is_no_class_name_is_told_at_its_field_and_kept(client: FlaskClient, filled: SimpleNamespace) -> None:
+    answer = post(client, f"/batches/{filled.batch}/review", f"/batches/{filled.batch}/review/1", label="y" * 101)
+    assert answer.status_code == 422
+    assert re.search(r'id="wrong-label"[^>]*>[^<]*at most 100', answer.text)
+    assert "y" * 101 in answer.text
+
+
+def test_what_was_decided_becomes_a_dataset_by_a_job(client: FlaskClient, filled: SimpleNamespace) -> None:
+    page = f"/batches/{filled.batch}/review"
+    post(client, page, f"{page}/1", label="scarf")
+    assert 'name="dataset" value="clothing"' in client.get(page).text
+    answer = post(client, page, f"{page}/dataset", dataset="clothing")
+    job = filled.store.get(answer.location.rsplit("/", 1)[1])
+    assert (job.kind, job.spec["dataset"], job.spec["source"]) == ("import", "clothing", {"kind": "review", "batch": filled.batch})
+    refused = post(client, page, f"{page}/dataset", dataset="No Name")
+    assert refused.status_code == 422
+    assert 'id="wrong-dataset"' in refused.text
 
 
 def test_mistakes_are_those_of_the_cell(client: FlaskClient, filled: SimpleNamespace) -> None:

@@ -13,7 +13,7 @@ from web.api import blueprint as api
 from web.api import install as install_api
 from web.backend import Backend
 
-PAGES = ("pages", "datasets", "models", "batches", "jobs", "workers", "images")  # a module a noun, each with its `blueprint`
+PAGES = ("pages", "datasets", "models", "batches", "review", "jobs", "workers", "images")  # a module a noun, each with its `blueprint`
 
 
 def create_app(settings: Settings) -> Flask:

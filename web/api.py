@@ -7,21 +7,23 @@ lists page by a cursor (`next` is the value for the next request, null at the en
 import json
 import re
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 from flask import Blueprint, Flask, Response, current_app, jsonify, request, url_for
 from werkzeug.exceptions import BadRequest, MethodNotAllowed, UnsupportedMediaType
 
-from shared import datasets, models, results
+from shared import datasets, models, review
 from shared.errors import DarkroomError, Invalid, NotFound
 from shared.items import upload_key
 from shared.jobs import Job, State, reachable
-from shared.queue import QUEUE_OF, QUEUES
+from shared.queries import ORDERS, Filter
+from shared.queue import QUEUE_OF, lengths
 from shared.storage import versions
 from web import orders, problems
 from web.backend import Backend, backend, batch_of, job_of
-from web.downloads import attachment, streamed_results
-from web.uploads import FormRequest, keep_files, keep_zip
+from web.downloads import attachment, streamed_decisions, streamed_results
+from web.uploads import FormRequest, keep_blob, keep_files, keep_list, keep_manifest, keep_zip, missing_blobs
 
 blueprint = Blueprint("api", __name__, url_prefix="/api/v1")
 problems.register(blueprint)
@@ -145,19 +147,19 @@ def show_batch(job_id: str) -> Response:
 
 @blueprint.get("/batches/<job_id>/rows")
 def list_rows(job_id: str) -> Response:
-    """Rows that are done, in the order of the items: those of one label or decision, or the errors, if asked for."""
-    job, args, limit = batch_of(job_id), request.args, _number("limit", 100, 1, 1000)
-    rows = results.page(
-        backend().storage,
-        job_id,
-        _number("start", 0, 0, 2**53),
-        limit,
-        label=args.get("label"),
-        decision=_one_of("decision", ("accept", "review")),
-        errors=_one_of("errors", ("true", "1", "false", "0")) in {"true", "1"},
+    """Rows that are done, filtered and sorted; `total` counts those of all pages."""
+    job, args = batch_of(job_id), request.args
+    where = Filter(
+        label=args.get("label", ""),
+        decision=_one_of("decision", ("accept", "review")) or "",
+        error=args.get("error", ""),
+        low=_share("low", 0),
+        high=_share("high", 1),
     )
-    shown = [{name: value for name, value in row.items() if name != "locator"} for row in rows]
-    return jsonify(rows=shown, next=rows[-1]["item_id"] + 1 if len(rows) == limit else None, complete=job.state.terminal)
+    start, limit = _number("start", 0, 0, 2**53), _number("limit", 100, 1, 1000)
+    page = backend().queries.page(job_id, where, _one_of("order", tuple(ORDERS)) or "item", start, limit)
+    following = start + limit if start + limit < page.total else None
+    return jsonify(rows=[_public(row) for row in page.rows], next=following, total=page.total, complete=job.state.terminal)
 
 
 @blueprint.get("/batches/<job_id>/results.<any(csv,jsonl,parquet):form>")
@@ -167,6 +169,48 @@ def download_results(job_id: str, form: str) -> Response:
     if job.state is State.DONE and form in job.result:
         return attachment(storage, job.result[form], f"batch-{job_id}.{form}")
     return streamed_results(storage, job_id, form)
+
+
+@blueprint.get("/batches/<job_id>/review")
+def list_decisions(job_id: str) -> Response:
+    """What people decided about the rows of a batch, in the order of the items."""
+    batch_of(job_id)
+    storage, start, limit = backend().storage, _number("start", 0, 0, 2**53), _number("limit", 100, 1, 1000)
+    found = list(islice(review.decisions(storage, job_id, start), limit + 1))
+    following = found[limit]["item_id"] if len(found) > limit else None
+    return jsonify(decisions=[_public(each) for each in found[:limit]], next=following, total=len(review.decided(storage, job_id)))
+
+
+@blueprint.put("/batches/<job_id>/review/<int(max=9999999999):item_id>")
+def decide(job_id: str, item_id: int) -> Response:
+    """Say of a row that its label is right (`accept`), or which `label` is."""
+    batch_of(job_id)
+    said = _spec()
+    if said != {"accept": True} and (set(said) != {"label"} or not isinstance(said["label"], str)):
+        raise Invalid('The body is {"accept": true} or {"label": a class name}.', field="label")
+    row = backend().queries.row(job_id, item_id)
+    return jsonify(_public(review.decide(backend().storage, job_id, row, said.get("label"))))
+
+
+@blueprint.delete("/batches/<job_id>/review/<int(max=9999999999):item_id>")
+def undo_decision(job_id: str, item_id: int) -> tuple[str, int]:
+    """Take back what was decided about a row."""
+    batch_of(job_id)
+    review.undo(backend().storage, job_id, item_id)
+    return "", 204
+
+
+@blueprint.get("/batches/<job_id>/review.<any(csv,jsonl):form>")
+def download_decisions(job_id: str, form: str) -> Response:
+    """What people decided, as a file."""
+    batch_of(job_id)
+    return streamed_decisions(backend().storage, job_id, form)
+
+
+@blueprint.post("/batches/<job_id>/retry-failed")
+def retry_failed(job_id: str) -> Response:
+    """Order the items of a batch that failed again, as a new batch."""
+    return _accepted(orders.retry_failed(backend(), batch_of(job_id).id))
 
 
 @blueprint.post("/predict")
@@ -219,6 +263,20 @@ def cancel_job(job_id: str) -> Response:
     return _accepted(job_of(job_id))
 
 
+@blueprint.post("/jobs/<job_id>/pause")
+def pause_job(job_id: str) -> Response:
+    """Let a batch rest."""
+    orders.pause(backend(), job_of(job_id).id)
+    return _accepted(job_of(job_id))
+
+
+@blueprint.post("/jobs/<job_id>/resume")
+def resume_job(job_id: str) -> Response:
+    """Let a paused batch go on."""
+    orders.resume(backend(), job_of(job_id).id)
+    return _accepted(job_of(job_id))
+
+
 @blueprint.post("/jobs/<job_id>/retry")
 def retry_job(job_id: str) -> Response:
     """Order again what a failed or cancelled job asked for."""
@@ -231,7 +289,7 @@ def list_workers() -> Response:
     store = backend().store
     workers = store.workers()
     with reachable():
-        return jsonify(workers=workers, queues={name: store.redis.llen(name) for name in QUEUES})
+        return jsonify(workers=workers, queues=lengths(store.redis))
 
 
 @blueprint.post("/uploads")
@@ -243,6 +301,38 @@ def upload() -> tuple[Response, int]:
     else:
         upload_id = keep_zip(b, request.stream)
     return jsonify(id=upload_id, bytes=b.storage.size(upload_key(upload_id)), source={"kind": "upload", "id": upload_id}), 201
+
+
+@blueprint.post("/uploads/missing")
+def missing_files() -> Response:
+    """Which of these files still have to be sent, and the bytes that one may have."""
+    b = backend()
+    return jsonify(missing=missing_blobs(b, _spec().get("sha256")), max_bytes=b.settings.max_image_bytes)
+
+
+@blueprint.put("/uploads/blobs/<sha256>")
+def upload_file(sha256: str) -> tuple[Response, int]:
+    """Keep one file under the SHA-256 of its bytes, which are the body."""
+    new = keep_blob(backend(), sha256, request.stream)
+    return jsonify(sha256=sha256), 201 if new else 200
+
+
+@blueprint.post("/uploads/manifest")
+def upload_manifest() -> tuple[Response, int]:
+    """Make an upload of files that were sent one by one: a JSON line each, name and SHA-256."""
+    if request.mimetype not in {"application/jsonl", "application/x-ndjson"}:
+        raise UnsupportedMediaType("Send the names as JSON lines, with the header Content-Type: application/jsonl.")
+    upload_id, count = keep_manifest(backend(), request.stream)
+    return jsonify(id=upload_id, items=count, source={"kind": "upload", "id": upload_id}), 201
+
+
+@blueprint.post("/uploads/list")
+def upload_list() -> tuple[Response, int]:
+    """Keep a list of addresses or server paths: plain lines, or CSV."""
+    if request.mimetype not in {"text/plain", "text/csv"}:
+        raise UnsupportedMediaType("Send the list with the header Content-Type: text/plain or text/csv.")
+    upload_id, count = keep_list(backend(), request.stream, is_csv=request.mimetype == "text/csv")
+    return jsonify(id=upload_id, items=count, source={"kind": "list", "id": upload_id}), 201
 
 
 @blueprint.get("/health")
@@ -306,11 +396,8 @@ def _accepted(job: Job) -> Response:
 
 
 def _job_json(job: Job) -> dict[str, Any]:
-    """The job with a title and its queue. A long list of addresses is cut: the answer is polled twice a second."""
-    spec, source = job.spec, job.spec.get("source", {})
-    if source.get("kind") == "urls":
-        spec = {**spec, "source": {"kind": "urls", "urls": source["urls"][:10], "count": len(source["urls"])}}
-    return {**job.as_json(), "spec": spec, "title": orders.describe(job), "queue": QUEUE_OF[job.kind]}
+    """The job with a title and its queue."""
+    return {**job.as_json(), "title": orders.describe(job), "queue": QUEUE_OF[job.kind]}
 
 
 def _page_of_jobs(key: str, kind: str | None) -> Response:
@@ -326,6 +413,18 @@ def _number(name: str, default: int, least: int, most: int) -> int:
     if not re.fullmatch(r"\d{1,16}", text, re.ASCII) or not least <= int(text) <= most:
         raise Invalid(f"{name} must be a whole number from {least:,} to {most:,}.", field=name)
     return int(text)
+
+
+def _share(name: str, default: float) -> float:
+    text = request.args.get(name) or str(default)
+    if not re.fullmatch(r"\d{0,3}\.?\d{0,9}", text, re.ASCII) or not re.search(r"\d", text, re.ASCII) or float(text) > 1:
+        raise Invalid(f"{name} must be a number from 0 to 1.", field=name)
+    return float(text)
+
+
+def _public(row: dict[str, Any]) -> dict[str, Any]:
+    """A row without its locator, which may be a path on the server."""
+    return {name: value for name, value in row.items() if name != "locator"}
 
 
 def _one_of(name: str, choices: tuple[str, ...]) -> str | None:
@@ -350,7 +449,7 @@ def _revalidate(response: Response) -> Response:
 def unknown(rest: str) -> Response:
     """Whatever else is asked below the API: told in the API's own way, not as a page."""
     adapter = current_app.create_url_adapter(request)
-    allowed = [method for method in ("GET", "POST") if adapter and adapter.match(method=method)[0] != request.endpoint]
+    allowed = [method for method in ("GET", "POST", "PUT", "DELETE") if adapter and adapter.match(method=method)[0] != request.endpoint]
     if allowed:
         raise MethodNotAllowed(allowed, f"{request.path} takes {' and '.join(allowed)}, not {request.method}.")
     raise NotFound(f"The API has nothing at {request.path}.")

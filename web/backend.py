@@ -8,6 +8,7 @@ from flask import current_app
 
 from shared.errors import DarkroomError, NotFound
 from shared.jobs import Job, JobStore, connect
+from shared.queries import Queries
 from shared.queue import make_app
 from shared.settings import Settings
 from shared.storage import Storage
@@ -23,6 +24,11 @@ class Backend:
     def storage(self) -> Storage:
         """Files."""
         return Storage(self.settings.storage, self.settings.cache)
+
+    @cached_property
+    def queries(self) -> Queries:
+        """The rows of batches, filtered and sorted."""
+        return Queries(self.storage)
 
     @cached_property
     def store(self) -> JobStore:

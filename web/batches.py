@@ -1,21 +1,26 @@
 """Pages of batches: ordering one, watching it, and reading its rows."""
 
+import io
+from collections.abc import Mapping
+from dataclasses import asdict
 from itertools import pairwise
 from typing import Any
 
 from flask import Blueprint, Response, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as Redirect
 
-from shared import models, results
-from shared.errors import DarkroomError, Invalid, NotFound
+from shared import datasets, models, review
+from shared.errors import DarkroomError, Invalid
 from shared.jobs import Job, State
+from shared.queries import EVERY, ORDERS, Filter
 from shared.results import CONFIDENCE_BINS
+from shared.storage import versions
 from web import charts, orders
 from web.backend import backend, batch_of
 from web.forms import SpecForm
 from web.jobs import every
 from web.pages import fragment
-from web.uploads import keep_files
+from web.uploads import keep_files, keep_list
 
 blueprint = Blueprint("batches", __name__)
 WAYS = {
@@ -23,9 +28,11 @@ WAYS = {
     "files": "Pictures",
     "tree": "A folder from here",
     "folder": "A folder on the server",
-    "urls": "Addresses",
+    "urls": "A list",
+    "dataset": "A dataset",
 }
 PAGE = 96
+ORDER_NAMES = {"item": "in order", "margin": "least sure first", "confidence": "lowest first", "-confidence": "highest first"}
 
 
 @blueprint.get("/batches")
@@ -38,7 +45,9 @@ def index() -> str:
 
 @blueprint.get("/batches/new")
 def new() -> str:
-    """The form."""
+    """The form; with `from`, that of an earlier batch, for the same images."""
+    if earlier := request.args.get("from"):
+        return _form(SpecForm("classify", batch_of(earlier).spec), {"way": "same", "from": earlier})
     way = request.args.get("way", "zip")
     return _form(SpecForm("classify", {"model": request.args.get("model", "")}), {"way": way if way in WAYS else "zip"})
 
@@ -56,34 +65,65 @@ def create() -> Redirect | tuple[str, int]:
         return _form(form, request.form.to_dict()), status
 
 
+@blueprint.post("/batches/<batch>/retry-failed")
+def retry_failed(batch: str) -> Redirect:
+    """Order the failed items of a batch again, as a new batch."""
+    return redirect(url_for("batches.show", batch=orders.retry_failed(backend(), batch_of(batch).id).id), 303)
+
+
 def _source(form: SpecForm) -> dict[str, Any]:
     """Where the pictures come from; an upload is kept only once the rest of the form is right."""
     way = request.form.get("way", "zip")
+    if way == "same":
+        return dict(batch_of(request.form.get("from", "")).spec["source"])
     if way == "folder":
         if not (path := request.form.get("path", "").strip()):
             raise Invalid("Name the folder.", field="source")
         return {"kind": "folder", "path": path}
-    if way == "urls":
-        return {"kind": "urls", "urls": request.form.get("urls", "").split()}
+    if way == "dataset":
+        name, _, version = request.form.get("dataset", "").partition("/v")
+        if not name:
+            raise Invalid("Choose a dataset.", field="source")
+        return {"kind": "dataset", "dataset": name, "version": version or None}
     trial = SpecForm("classify", typed=request.form)
     trial.refuse(form.data(source={"kind": "folder", "path": "/"}), Invalid(""))
     for field in form.fields:
         if field in trial.errors:
             raise Invalid(trial.errors[field], field=field)
     models.resolve(backend().storage, form.data()["model"])
+    if way == "urls":
+        return {"kind": "list", "id": _kept_list()}
     return {"kind": "upload", "id": keep_files(backend(), request.files.getlist(way if way in WAYS else "zip"))}
+
+
+def _kept_list() -> str:
+    """The id of a list that was pasted or chosen as a file."""
+    file, pasted = request.files.get("list"), request.form.get("urls", "")
+    if file and file.filename:
+        if pasted.strip():
+            raise Invalid("Paste the lines or choose a file, not both.", field="source")
+        return keep_list(backend(), file.stream, is_csv=file.filename.lower().endswith(".csv"))[0]
+    return keep_list(backend(), io.BytesIO(pasted.encode("utf-8", "replace")))[0]
 
 
 def _form(form: SpecForm, typed: dict[str, str]) -> str:
     storage = backend().storage
-    refs = [f"{info['model']}/v{info['version']}" for name in models.names(storage) for info in models.all_versions(storage, name)]
-    return render_template("batches/new.html", form=form, typed=typed, ways=WAYS, refs=refs, source_error=form.errors.pop("source", ""))
+    found = [info for name in models.names(storage) for info in models.all_versions(storage, name)]
+    quick = any((info.get("int8") or {}).get("offered") for info in found)
+    view = {
+        "refs": [f"{info['model']}/v{info['version']}" for info in found],
+        "precisions": [p for p in form["precision"].options if p != "int8" or quick],
+        "datasets": [f"{name}/v{number}" for name in datasets.names(storage) for number in reversed(versions(storage, f"datasets/{name}"))],
+        "ways": ({"same": "The same images"} if typed.get("from") else {}) | WAYS,
+    }
+    return render_template("batches/new.html", form=form, typed=typed, source_error=form.errors.pop("source", ""), **view)
 
 
 @blueprint.get("/batches/<batch>")
 def show(batch: str) -> str:
     """A batch: how far it is, its histograms, its newest rows, then all rows done so far."""
     job = batch_of(batch)
+    backend().queries.prepare(batch)
     return render_template("batches/show.html", **_view(job), **_rows(job))
 
 
@@ -95,35 +135,57 @@ def show_live(batch: str) -> Response:
 
 @blueprint.get("/batches/<batch>/items/<int(max=9999999999):item_id>")
 def item(batch: str, item_id: int) -> str:
-    """A closer look at one row, with the rows beside it."""
-    job = batch_of(batch)
-    row = results.row(backend().storage, batch, item_id)
+    """A closer look at one row, with the rows beside it on the sheet it was opened from."""
+    job, queries = batch_of(batch), backend().queries
+    row = queries.row(batch, item_id)
+    where, order = asked(request.args)
+    around = queries.around(batch, item_id, where, order)
     top = [(label, p, charts.bar(p)) for label, p in zip(row["top_labels"] or [], row["top_probabilities"] or [], strict=True)]
-    return render_template("batches/item.html", job=job, row=row, top=top, neighbours=_neighbours(batch, item_id))
+    view = {"around": around, "there": address(where, order), "decision": review.decision(backend().storage, batch, item_id)}
+    return render_template("batches/item.html", job=job, row=row, top=top, **view)
 
 
-def _neighbours(batch: str, item_id: int) -> tuple[int | None, int | None]:
-    storage = backend().storage
-    after = results.page(storage, batch, item_id + 1, 1)
+def asked(args: Mapping[str, str]) -> tuple[Filter, str]:
+    """The filter and order that an address asks for; what makes no sense says nothing."""
+    decision, order = args.get("decision", ""), args.get("order", "")
+    where = Filter(
+        label=args.get("label", ""),
+        decision=decision if decision in {"accept", "review"} else "",
+        error=args.get("error", ""),
+        low=_share(args.get("low"), 0),
+        high=_share(args.get("high"), 1),
+    )
+    return where, order if order in ORDERS else "item"
+
+
+def address(where: Filter, order: str) -> dict[str, Any]:
+    """What `asked` reads, for `url_for`: only what differs from all rows in their own order."""
+    said = {**asdict(where), "order": order}
+    plain = {**asdict(EVERY), "order": "item"}
+    return {name: value for name, value in said.items() if value != plain[name]}
+
+
+def _share(text: str | None, default: float) -> float:
     try:
-        before = results.row(storage, batch, item_id - 1)["item_id"] if item_id else None
-    except NotFound:
-        before = None
-    return before, after[0]["item_id"] if after else None
+        share = float(text or default)
+    except ValueError:
+        return default
+    return share if 0 <= share <= 1 else default
 
 
 def _view(job: Job) -> dict[str, Any]:
     store = backend().store
     counts = store.histogram(job.id, "confidence")
     bins = [counts.get(str(i), 0) for i in range(CONFIDENCE_BINS)]
+    edges = list(pairwise(i / CONFIDENCE_BINS for i in range(CONFIDENCE_BINS + 1)))
+    links = [url_for("batches.show", batch=job.id, **address(Filter(low=low, high=high), "item"), _anchor="rows") for low, high in edges]
     review_below = float(job.spec.get("review_below", 0))
-    edges = pairwise(i / CONFIDENCE_BINS for i in range(CONFIDENCE_BINS + 1))
     return {
         "job": job,
         "every": every(job),
         "labels": charts.bar_rows(store.histogram(job.id, "labels")),
-        "bins": [(low, high, n) for (low, high), n in zip(edges, bins, strict=True) if n],
-        "confidence_chart": charts.confidence(bins, review_below),
+        "bins": [(low, high, n, link) for (low, high), n, link in zip(edges, bins, links, strict=True) if n],
+        "confidence_chart": charts.confidence(bins, review_below, links),
         "reasons": store.histogram(job.id, "reasons"),
         "latest": store.rows(job.id, "latest"),
         **_pace(job),
@@ -152,16 +214,24 @@ def store_clock(job: Job) -> tuple[float, float]:
 
 def _rows(job: Job) -> dict[str, Any]:
     """One page of the rows done so far, as the address asks for them."""
-    storage, args = backend().storage, request.args
-    start = int(args["start"]) if args.get("start", "").isascii() and args.get("start", "").isdigit() and len(args["start"]) < 12 else 0
-    label, decision, order = args.get("label") or None, args.get("decision", ""), args.get("order", "")
-    decision = decision if decision in {"accept", "review", "error"} else ""
-    if order == "least-sure":
-        found, more = results.least_sure(storage, job.id, PAGE), None
-    else:
-        wanted = decision if decision != "error" else None
-        page = results.page(storage, job.id, start, PAGE + 1, label, wanted or None, errors=decision == "error")
-        found, more = page[:PAGE], page[PAGE]["item_id"] if len(page) > PAGE else None
-    view = {"label": label, "decision": decision, "order": order}
-    labels = sorted(backend().store.histogram(job.id, "labels"))
-    return {"rows": found, "next_start": more, "start": start, "view": view, "all_labels": labels, "as_table": args.get("as") == "table"}
+    where, order = asked(request.args)
+    page = max(1, whole(request.args.get("page", "")) or 1)
+    found = backend().queries.page(job.id, where, order, (page - 1) * PAGE, PAGE)
+    return {
+        "rows": found.rows,
+        "total": found.total,
+        "page": page,
+        "pages": -(-found.total // PAGE),
+        "where": where,
+        "order": order,
+        "orders": ORDER_NAMES,
+        "there": address(where, order),
+        "all_labels": sorted(backend().store.histogram(job.id, "labels")),
+        "steps": [i / CONFIDENCE_BINS for i in range(CONFIDENCE_BINS + 1)],
+        "as_table": request.args.get("as") == "table",
+    }
+
+
+def whole(text: str) -> int | None:
+    """A whole number of an address, or None for anything else."""
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 12 else None

@@ -127,26 +127,30 @@ def _percent(share: float) -> str:
     return f"{share * 100:.1f}\N{NO-BREAK SPACE}%"
 
 
-def confidence(bins: Sequence[int], review_below: float) -> Markup:
-    """How sure the model was: images by probability of their label, in equal bins of [0, 1]; those to review in another colour."""
+def confidence(bins: Sequence[int], review_below: float, links: Sequence[str]) -> Markup:
+    """How sure the model was: images by probability of their label, in equal bins of [0, 1]; those to review in another colour.
+
+    Each column is a link, the whole height of the chart; the table behind it has the same links for the keyboard.
+    """
     if not sum(bins):
         return Markup("")
     axes = Axes(1, max(bins) * 1.05)
     width = 1 / len(bins)
     columns = []
-    for i, count in enumerate(bins):
+    for i, (count, link) in enumerate(zip(bins, links, strict=True)):
+        if not count:
+            continue
         low, high = i * width, (i + 1) * width
-        tip = element("title", f"{low:.2f} to {high:.2f}: {count:,}")
+        place = {"x": axes.x(low) + 1, "width": axes.x(high) - axes.x(low) - 2}
         kind = "column review" if high <= review_below + 1e-9 else "column"
         columns.append(
             element(
-                "rect",
-                tip,
-                x=axes.x(low) + 1,
-                width=axes.x(high) - axes.x(low) - 2,
-                y=axes.y(count),
-                height=HEIGHT - BOTTOM - axes.y(count),
-                class_=kind,
+                "a",
+                element("title", f"{low:.0%} to {high:.0%}: {count:,}"),
+                element("rect", y=TOP, height=HEIGHT - BOTTOM - TOP, class_="hit", **place),
+                element("rect", y=axes.y(count), height=HEIGHT - BOTTOM - axes.y(count), class_=kind, **place),
+                href=link,
+                tabindex=-1,
             )
         )
     at = axes.x(review_below)

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 from flask import Response, request, send_file
 from werkzeug.wsgi import wrap_file
 
-from shared import results
+from shared import results, review
 from shared.storage import Storage
 
 TYPES = {"csv": "text/csv", "jsonl": "application/jsonl", "parquet": "application/vnd.apache.parquet", "json": "application/json"}
@@ -36,6 +36,14 @@ def streamed_results(storage: Storage, batch: str, form: str) -> Response:
     }
     response = Response(forms[form](results.tables(storage, batch)), mimetype=TYPES[form])
     response.headers.set("Content-Disposition", "attachment", filename=f"batch-{batch}.{form}")
+    return response
+
+
+def streamed_decisions(storage: Storage, batch: str, form: str) -> Response:
+    """What people decided about the rows of a batch as csv or jsonl, a decision at a time."""
+    lines = {"csv": review.csv_lines, "jsonl": review.jsonl_lines}[form]
+    response = Response(lines(review.decisions(storage, batch)), mimetype=TYPES[form])
+    response.headers.set("Content-Disposition", "attachment", filename=f"batch-{batch}-review.{form}")
     return response
 
 

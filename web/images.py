@@ -7,7 +7,6 @@ from functools import lru_cache
 from flask import Blueprint, Response, request
 from PIL import Image
 
-from shared import results
 from shared.datasets import image_key
 from shared.errors import Invalid, NotFound
 from shared.images import EXTENSIONS, BadImage, thumbnail
@@ -17,7 +16,7 @@ from web.backend import backend, batch_of
 from web.downloads import attachment
 
 blueprint = Blueprint("images", __name__)
-SIDES = (96, 144, 224, 448)
+SIDES = (96, 144, 224, 448, 896)
 FOR_EVER = "public, max-age=31536000, immutable"  # the address holds the hash of the bytes, or an item that never changes
 LOCKED = "default-src 'none'; sandbox"
 
@@ -47,7 +46,7 @@ def item_thumb(batch: str, item_id: int) -> Response:
     """A thumbnail of an item of a batch; a neutral square when the picture cannot be had."""
     batch_of(batch)
     storage, side = backend().storage, _side()
-    row = results.row(storage, batch, item_id)
+    row = backend().queries.row(batch, item_id)
     if row["sha256"] and (kept := _kept(storage, row["sha256"], side)):
         return _webp(kept)
     try:
@@ -63,7 +62,8 @@ def _read(storage: Storage, locator: str, sha256: str) -> bytes:
         if found is None:
             raise BadImage("not_found", "The picture of this address was not kept.")
         locator = f"image:{sha256}.{found}"
-    return ItemReader(storage, backend().settings.max_image_bytes).read(locator)
+    settings = backend().settings
+    return ItemReader(storage, settings.max_image_bytes, settings).read(locator)
 
 
 def _check(sha256: str, ext: str) -> None:

@@ -66,6 +66,22 @@ def cancel(job_id: str) -> Redirect:
     return redirect(page_of(job), 303)
 
 
+@blueprint.post("/jobs/<job_id>/pause")
+def pause(job_id: str) -> Redirect:
+    """Let a batch rest."""
+    job = job_of(job_id)
+    orders.pause(backend(), job.id)
+    return redirect(page_of(job), 303)
+
+
+@blueprint.post("/jobs/<job_id>/resume")
+def resume(job_id: str) -> Redirect:
+    """Let a paused batch go on."""
+    job = job_of(job_id)
+    orders.resume(backend(), job.id)
+    return redirect(page_of(job), 303)
+
+
 @blueprint.post("/jobs/<job_id>/retry")
 def retry(job_id: str) -> Redirect:
     """Order the same again: a new job."""

@@ -7,13 +7,29 @@ from then on nothing is lost if this process dies.
 from contextlib import suppress
 from typing import Any
 
-from shared import datasets, models
-from shared.errors import Conflict, Invalid, NotFound, Unavailable
-from shared.items import check_folder, upload_key
+from shared import datasets, models, review
+from shared.errors import Conflict, Invalid, Unavailable
+from shared.items import Source, check_folder
+from shared.items import check as check_source
 from shared.jobs import Job, State, keep_record
-from shared.queue import send, send_predict
-from shared.specs import AnySpec, ClassifySpec, FolderSource, ImportSpec, Name, TrainSpec, UploadSource, check, parse
+from shared.queue import list_of, send
+from shared.specs import (
+    AnySpec,
+    ClassifySpec,
+    DatasetSource,
+    FailedSource,
+    FolderSource,
+    ImportSpec,
+    ListSource,
+    Name,
+    ReviewSource,
+    TrainSpec,
+    UrlsSource,
+    check,
+    parse,
+)
 from web.backend import Backend
+from web.uploads import keep_addresses
 
 PREDICT_SECONDS = 30
 NOBODY_PREDICTS = "No worker answers single images at the moment. Start one with `darkroom worker --queues predict,classify`."
@@ -39,22 +55,20 @@ def submit(backend: Backend, kind: str, data: Any, idempotency_key: str = "") ->
         backend.store.cancel(job_id)  # an order that is not on storage was not taken
         raise Unavailable(f"The storage cannot be written ({error.strerror or error}), so nothing was ordered.") from error
     with suppress(Unavailable):  # the job is in the ledger; the sweeper sends the hint when Redis is back
-        send(backend.celery, kind, job_id, unit)
+        send(backend.celery, list_of(kind, job.spec), job_id, unit)
     return job
 
 
 def _settle(backend: Backend, spec: AnySpec) -> AnySpec:
     """Replace what is relative (the newest version) by what it is now, and check that all of it exists."""
     storage = backend.storage
-    if isinstance(spec, ImportSpec | ClassifySpec):
-        if isinstance(spec.source, FolderSource):
-            folder = check_folder(spec.source.path, backend.settings)
-            spec = spec.model_copy(update={"source": FolderSource(path=str(folder))})
-        elif isinstance(spec.source, UploadSource) and not storage.exists(upload_key(spec.source.id)):
-            raise NotFound(f"There is no upload {spec.source.id!r}; it may have been cleared. Upload the file again.")
     if isinstance(spec, ClassifySpec):
         name, version = models.resolve(storage, spec.model)
-        return spec.model_copy(update={"model": f"{name}/v{version}"})
+        if spec.precision == "int8":
+            _check_int8(models.info(storage, name, version))
+        return spec.model_copy(update={"model": f"{name}/v{version}", "source": _settle_source(backend, spec.source)})
+    if isinstance(spec, ImportSpec):
+        return spec.model_copy(update={"source": _settle_source(backend, spec.source)})
     if isinstance(spec, TrainSpec):
         info = datasets.info(storage, spec.dataset, spec.version)
         if len(info["classes"]) < 2:
@@ -66,15 +80,73 @@ def _settle(backend: Backend, spec: AnySpec) -> AnySpec:
     return spec
 
 
+def _settle_source(backend: Backend, source: Source) -> Source:
+    """The source as the ledger keeps it: small, and the same whenever it is read. Raises Invalid, NotFound or Conflict."""
+    storage = backend.storage
+    check_source(source, storage, backend.settings)
+    match source:
+        case FolderSource():
+            return FolderSource(path=str(check_folder(source.path, backend.settings)))
+        case UrlsSource():
+            return ListSource(id=keep_addresses(backend, source.urls))
+        case DatasetSource():
+            return DatasetSource(dataset=source.dataset, version=datasets.info(storage, source.dataset, source.version)["version"])
+        case FailedSource():
+            job = backend.store.get(source.batch)
+            if not job.state.terminal:
+                raise Conflict("The batch still runs; its failed items can be retried when it has ended.")
+            if not job.counts.get("errors"):
+                raise Conflict("No item of this batch failed, so there is nothing to retry.")
+        case ReviewSource():
+            if not review.decided(storage, source.batch):
+                raise Invalid(f"Nobody has reviewed a row of the batch {source.batch} yet; accept or relabel some first.", field="source")
+    return source
+
+
+def _check_int8(info: dict[str, Any]) -> None:
+    """Raises Invalid unless 8-bit arithmetic was found to keep the labels of this model version."""
+    found = info.get("int8")
+    if found and found.get("offered"):
+        return
+    if not found:
+        why = "It was not tried when this version was trained."
+    else:
+        why = found.get("why") or f"It keeps only {found['agreement']:.1%} of the labels of the validation images."
+    raise Invalid(f"{info['model']} v{info['version']} has no int8. {why} Choose fast or exact.", field="precision")
+
+
 def cancel(backend: Backend, job_id: str) -> State:
     """Ask a job to end; its state afterwards. A running job is `running` until its workers have stopped. Raises NotFound, Conflict."""
     job = backend.store.get(job_id)
     if job.state.terminal:
         raise Conflict(f"The job has ended already: it is {job.state}.")
     state = backend.store.cancel(job_id)
-    if state.terminal:
-        keep_record(backend.store, backend.storage, job_id)
+    keep_record(backend.store, backend.storage, job_id)  # the wish, too: Redis may forget it before the job has stopped
     return state
+
+
+def pause(backend: Backend, job_id: str) -> State:
+    """Let a batch rest; its state afterwards, `running` until its workers have put down what they hold. Raises NotFound, Conflict."""
+    job = backend.store.get(job_id)
+    if job.kind != "classify":
+        raise Conflict(f"Only a batch can be paused; this job is of the kind {job.kind}.")
+    if job.state.terminal:
+        raise Conflict(f"The job has ended already: it is {job.state}.")
+    state = backend.store.pause(job_id)
+    keep_record(backend.store, backend.storage, job_id)
+    return state
+
+
+def resume(backend: Backend, job_id: str) -> State:
+    """Let a paused batch go on; its state afterwards. Raises NotFound, Conflict."""
+    job = backend.store.get(job_id)
+    if not job.pause:
+        raise Conflict(f"The job is not paused; it is {job.state}.")
+    for unit in backend.store.resume(job_id):
+        with suppress(Unavailable):  # the sweeper sends what cannot be sent now
+            send(backend.celery, list_of(job.kind, job.spec), job_id, unit)
+    keep_record(backend.store, backend.storage, job_id)
+    return backend.store.get(job_id).state
 
 
 def retry(backend: Backend, job_id: str) -> Job:
@@ -83,6 +155,12 @@ def retry(backend: Backend, job_id: str) -> Job:
     if job.state not in {State.FAILED, State.CANCELLED}:
         raise Conflict(f"Only a failed or cancelled job can be ordered again; this one is {job.state}.")
     return submit(backend, job.kind, job.spec)
+
+
+def retry_failed(backend: Backend, job_id: str) -> Job:
+    """Order the failed items of a batch again, as a new batch with the same spec. Raises NotFound, Conflict."""
+    job = backend.store.get(job_id)
+    return submit(backend, "classify", {**job.spec, "source": {"kind": "failed", "batch": job_id}})
 
 
 def describe(job: Job) -> str:
@@ -107,7 +185,6 @@ def predict(backend: Backend, ref: str, image: bytes) -> dict[str, Any]:
     if not any("predict" in worker.get("queues", ()) for worker in backend.store.workers()):
         raise Unavailable(NOBODY_PREDICTS)
     question = backend.store.ask({"model": ref}, image)
-    send_predict(backend.celery, question)
     answer = backend.store.await_answer(question, PREDICT_SECONDS)
     if answer is None:
         raise Unavailable(f"No worker answered within {PREDICT_SECONDS} seconds; they may be busy with a batch. {NOBODY_PREDICTS}")

@@ -26,7 +26,7 @@ from web.orders import describe
 from web.problems import problem
 
 blueprint = Blueprint("pages", __name__)
-ACTIVE = (State.RUNNING, State.QUEUED)
+ACTIVE = (State.RUNNING, State.QUEUED, State.PAUSED)
 NEWEST = 3  # datasets, models and batches on the overview
 
 

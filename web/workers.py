@@ -6,7 +6,7 @@ from flask import Blueprint, Response, render_template
 
 from shared.errors import NotFound
 from shared.jobs import hide_password, reachable
-from shared.queue import QUEUES
+from shared.queue import QUEUES, lengths
 from web.backend import backend
 from web.orders import describe
 from web.pages import fragment, page_of
@@ -39,7 +39,7 @@ def _view() -> dict[str, Any]:
     store = backend().store
     workers = [{**worker, "doing": [_doing(*unit) for unit in worker["busy"]]} for worker in store.workers()]
     with reachable():
-        waiting = {name: int(store.redis.llen(name)) for name in QUEUES}
+        waiting = lengths(store.redis)
     served = {name: sum(name in worker.get("queues", ()) for worker in workers) for name in QUEUES}
     queues = [{"name": name, "serves": SERVES[name], "waiting": waiting[name], "workers": served[name]} for name in QUEUES]
     return {"workers": workers, "queues": queues, "every": 2 if any(w["busy"] for w in workers) else 10}
