@@ -1,9 +1,10 @@
-# make demo · make run · make test · make check · make setup
+# make demo · make run · make test · make check · make bench · make setup
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+BENCH_STAMP := .venv/.installed-bench
 
-.PHONY: demo run setup test check chromium docker-check
+.PHONY: demo run setup test check bench bench-classify bench-scale chromium docker-check
 .DEFAULT_GOAL := run
 
 demo: setup            ## the whole job on real images, then the page until Ctrl-C
@@ -22,6 +23,20 @@ $(STAMP): pyproject.toml constraints.txt
 
 test: setup chromium   ## the whole test suite
 	$(BIN)/python -m pytest $(TESTS)
+
+bench: $(BENCH_STAMP)  ## both benchmarks, one after the other: each wants the machine for itself
+	$(MAKE) --no-print-directory bench-classify
+	$(MAKE) --no-print-directory bench-scale
+
+bench-classify: $(BENCH_STAMP)  ## labelling beside fastai and Ray Data; writes docs/benchmarks.md
+	@$(BIN)/python -m benchmarks.classify $(BENCH)
+
+bench-scale: $(BENCH_STAMP)     ## a batch of a million: memory, Redis, queue; writes docs/benchmarks.md
+	@$(BIN)/python -m benchmarks.scale $(BENCH)
+
+$(BENCH_STAMP): $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@
 
 check: setup           ## lint, types, import rules, docker files
 	$(BIN)/ruff format --check .

@@ -9,10 +9,10 @@ from cli import show
 from cli.client import Client
 from cli.follow import follow, raise_unless_well, tell
 from cli.models import MODEL
-from cli.options import checked, json_option, spec_options, wait_option
-from cli.pack import existing, upload
+from cli.options import Checked, checked, json_option, spec_options, wait_option
+from cli.pack import existing, upload, upload_list
 from shared.errors import DarkroomError
-from shared.specs import ClassifySpec
+from shared.specs import ClassifySpec, ModelRef, parse_model_ref
 
 FORMS = ("csv", "jsonl", "parquet")
 
@@ -35,7 +35,14 @@ class Output(click.ParamType[Path]):
 @click.command("classify")
 @click.argument("model", type=MODEL)
 @click.argument("paths", nargs=-1, metavar="PATH...")
-@click.option("--urls", type=click.File(), help="a file with an http(s) address a line; - reads standard input")
+@click.option(
+    "--list",
+    "--urls",
+    "listed",
+    type=click.File("rb"),
+    help="a file with an http(s) address or a path on the server a line, or a .csv with a column url or path; - reads standard input",
+)
+@click.option("--dataset", type=Checked("name", ModelRef), metavar="NAME[/v2]", help="the images of a dataset version")
 @click.option("--on-server", is_flag=True, help="PATH is a folder that the server sees; nothing is uploaded")
 @click.option("--out", type=Output(), help="wait, and save the rows as .csv, .jsonl or .parquet")
 @spec_options(ClassifySpec, leave_out=("model", "source"))
@@ -46,16 +53,17 @@ def classify(
     client: Client,
     model: str,
     paths: tuple[str, ...],
-    urls: IO[str] | None,
+    listed: IO[bytes] | None,
+    dataset: str | None,
     on_server: bool,
     out: Path | None,
     wait: bool,
     as_json: bool,
     **fields: Any,
 ) -> None:
-    """Label the pictures of a folder, a zip, single files or addresses."""
+    """Label the pictures of a folder, a zip, single files, a list or a dataset."""
     checked("classify", {"model": model, "source": {"kind": "urls", "urls": ["http://x"]}, **fields})  # before anything is uploaded
-    spec = checked("classify", {"model": model, "source": _source(client, paths, urls, on_server), **fields})
+    spec = checked("classify", {"model": model, "source": _source(client, paths, listed, dataset, on_server), **fields})
     job = client.submit("batches", spec=spec)
     if not (wait or out):
         tell(client, job, wait=False, as_json=as_json)
@@ -66,11 +74,14 @@ def classify(
     _show_batch(client, job["id"], as_json)
 
 
-def _source(client: Client, paths: tuple[str, ...], urls: IO[str] | None, on_server: bool) -> dict[str, Any]:
-    if bool(paths) == (urls is not None) or (on_server and len(paths) != 1):
-        raise click.UsageError("Name what to label: one or more PATHs, or --urls FILE, or one PATH with --on-server.")
-    if urls is not None:
-        return {"kind": "urls", "urls": [line.strip() for line in urls if line.strip()]}
+def _source(client: Client, paths: tuple[str, ...], listed: IO[bytes] | None, dataset: str | None, on_server: bool) -> dict[str, Any]:
+    if [bool(paths), listed is not None, dataset is not None].count(True) != 1 or (on_server and len(paths) != 1):
+        raise click.UsageError("Name what to label: one or more PATHs, or --list FILE, or --dataset NAME, or one PATH with --on-server.")
+    if listed is not None:
+        return upload_list(client, listed)
+    if dataset is not None:
+        name, version = parse_model_ref(dataset)
+        return {"kind": "dataset", "dataset": name, "version": version}
     return {"kind": "folder", "path": paths[0]} if on_server else upload(client, existing(paths))
 
 
@@ -110,6 +121,28 @@ def results(client: Client, batch_id: str, out: Path, as_json: bool) -> None:
     _save(client, batch_id, out)
     if as_json:
         show.as_json({"batch": batch_id, "out": str(out)})
+
+
+@batch.command("retry-failed")
+@click.argument("batch_id", metavar="ID")
+@wait_option
+@json_option
+@click.pass_obj
+def retry_failed(client: Client, batch_id: str, wait: bool, as_json: bool) -> None:
+    """Order the images of a batch that failed again, as a new batch."""
+    tell(client, client.post("batches", batch_id, "retry-failed"), wait, as_json)
+
+
+@batch.command("clone")
+@click.argument("batch_id", metavar="ID")
+@spec_options(ClassifySpec, leave_out=("source",), defaults=False)
+@wait_option
+@json_option
+@click.pass_obj
+def clone(client: Client, batch_id: str, wait: bool, as_json: bool, **changes: Any) -> None:
+    """Order the same images again, with what is named changed: --model clothing/v4 --precision exact."""
+    spec = client.get("batches", batch_id)["spec"] | {name: value for name, value in changes.items() if value is not None}
+    tell(client, client.submit("batches", spec=checked("classify", spec)), wait, as_json)
 
 
 @click.command("predict")

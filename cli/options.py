@@ -17,13 +17,16 @@ json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="p
 wait_option: Decorator = click.option("--wait", is_flag=True, help="follow the job to its end")
 
 
-def spec_options(spec: type[Spec], leave_out: tuple[str, ...]) -> Decorator:
-    """An option for every field of a spec but `leave_out`, with the field's default, bounds and description."""
+def spec_options(spec: type[Spec], leave_out: tuple[str, ...], defaults: bool = True) -> Decorator:
+    """An option for every field of a spec but `leave_out`, with the field's default, bounds and description.
+
+    Without `defaults` an option that is not given is None: what was ordered before stays.
+    """
 
     def decorate(command: Any) -> Any:
         for name, field in reversed(spec.model_fields.items()):
             if name not in leave_out:
-                command = _option(name, field, _default(field))(command)
+                command = _option(name, field, _default(field) if defaults else None)(command)
         return command
 
     return decorate

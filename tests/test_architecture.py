@@ -82,7 +82,7 @@ def test_every_route_of_the_api_is_in_its_page_and_the_other_way_round(tmp_path)
         path = re.sub(r"<(?:\w+(?:\([^)]*\))?:)?(\w+)>", r"<\1>", rule.rule)
         if path.startswith("/api/v1/") and rule.endpoint != "api.unknown":
             routes |= {f"{method} {path.removeprefix('/api/v1')}" for method in rule.methods - {"HEAD", "OPTIONS"}}
-    documented = set(re.findall(r"^\| `((?:GET|POST) [^`]+)` \|", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE))
+    documented = set(re.findall(r"^\| `((?:GET|POST|PUT|DELETE) [^`]+)` \|", (ROOT / "docs" / "api.md").read_text(), re.MULTILINE))
     assert documented == routes
 
 

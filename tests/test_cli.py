@@ -1,6 +1,7 @@
 """The `darkroom` command against the real web in a thread; the tests play the worker."""
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -14,17 +15,21 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
 from werkzeug.serving import make_server
 
-from cli import follow
+from cli import follow, pack
+from cli.client import Client
 from cli.main import cli
+from cli.pack import upload
 from shared import datasets, results
+from shared.items import ItemReader, blob_key, walk
 from shared.jobs import Claim, Job, JobStore, State, new_id
 from shared.settings import Settings
-from shared.specs import TrainSpec
+from shared.specs import ListSource, TrainSpec, UploadSource
 from shared.storage import Storage
 from web import create_app
 from web.backend import Backend
@@ -128,14 +133,15 @@ def classify_three(storage: Storage) -> Callable[[JobStore, Job], None]:
 
     def work(store: JobStore, job: Job) -> None:
         shard = results.shard_name(0, 3)
-        store.commit(claimed(store, job, "plan"), {"counts": {"items": 3}}, [shard], "finish")
+        store.commit(claimed(store, job, "plan"), {"counts": {"items": 3}}, stretches=[(0, 3, 3)], last="finish")
         rows = [
             result_row(0),
             result_row(1),
             result_row(2, label="", probability=None, decision="", error_code="truncated", error="Damaged."),
         ]
-        storage.write(results.shard_key(job.id, shard), results.shard_bytes(rows))
-        store.commit(claimed(store, job, shard), results.tally(rows))
+        table = pa.Table.from_pylist(rows, schema=results.ROWS)
+        storage.write(results.shard_key(job.id, shard), results.shard_bytes(table))
+        store.commit(claimed(store, job, shard), results.tally(table))
         store.finish(claimed(store, job, "finish"), State.DONE, result={"items": 3, "errors": 1})
 
     return work
@@ -211,7 +217,14 @@ def test_the_address_can_come_from_the_environment(url: str) -> None:
 # -- datasets ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_local_folder_is_zipped_and_ordered_as_an_import(run: Run, backend: Backend, tmp_path: Path) -> None:
+def uploaded(backend: Backend, job: dict[str, Any]) -> list[str]:
+    """The names in the upload of a job; each of its files can be read."""
+    items = list(walk(UploadSource.model_validate(job["spec"]["source"]), backend.storage, backend.settings))
+    assert all(ItemReader(backend.storage, 10**6).read(locator) for _, locator, _ in items)
+    return [uri for uri, _, _ in items]
+
+
+def test_a_local_folder_is_sent_file_by_file_and_ordered_as_an_import(run: Run, backend: Backend, tmp_path: Path) -> None:
     folder = pictures(tmp_path / "animals", "cat/1.png", "dog/1.jpg", "dog/.hidden.png")
     (folder / "notes.txt").write_text("no picture")
     (folder / "cat" / "link.png").symlink_to("/etc/passwd")
@@ -219,9 +232,46 @@ def test_a_local_folder_is_zipped_and_ordered_as_an_import(run: Run, backend: Ba
     assert done.exit_code == 0, done.stderr
     job = json.loads(done.stdout)
     assert (job["kind"], job["spec"]["dataset"]) == ("import", "animals")
-    with zipfile.ZipFile(backend.storage.open(f"uploads/{job['spec']['source']['id']}.zip")) as archive:
-        assert archive.namelist() == ["cat/1.png", "dog/1.jpg"]
-        assert {m.compress_type for m in archive.infolist()} == {zipfile.ZIP_STORED}
+    assert uploaded(backend, job) == ["cat/1.png", "dog/1.jpg"]
+
+
+def test_an_upload_that_broke_off_goes_on_where_it_was(run: Run, backend: Backend, tmp_path: Path) -> None:
+    folder = tmp_path / "animals"
+    for n in range(10):
+        pictures(folder, f"cat/{n}.png")
+        Image.new("RGB", (8, 8), (n, n, n)).save(folder / f"cat/{n}.png")
+    sent = {n: (folder / f"cat/{n}.png").read_bytes() for n in range(7)}
+    for data in sent.values():  # what an earlier run had sent
+        backend.storage.write(blob_key(hashlib.sha256(data).hexdigest()), data)
+    earlier = {path: path.stat().st_mtime_ns for path in Path(backend.storage.url).rglob("blobs/*/*")}
+    job = json.loads(run("dataset", "import", "animals", folder, "--json").stdout)
+    assert uploaded(backend, job) == [f"cat/{n}.png" for n in range(10)]
+    assert len(list(Path(backend.storage.url).rglob("blobs/*/*"))) == 10
+    assert {path: path.stat().st_mtime_ns for path in earlier} == earlier
+
+
+def test_a_file_larger_than_the_server_takes_is_named_all_the_same(settings: Settings, tmp_path: Path) -> None:
+    small = settings.model_copy(update={"max_image_bytes": 200})
+    server = make_server("127.0.0.1", 0, create_app(small), threaded=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        folder = pictures(tmp_path / "animals", "cat/1.png")
+        (folder / "cat" / "2.png").write_bytes(b"x" * 201)
+        job = upload(Client(f"http://127.0.0.1:{server.port}"), [folder])
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+    items = list(walk(UploadSource.model_validate(job), Storage(settings.storage, settings.cache), small))
+    assert [(uri, locator.split(":")[0]) for uri, locator, _ in items] == [("cat/1.png", "blob"), ("cat/2.png", "error")]
+
+
+def test_files_in_many_portions_arrive_in_their_order(run: Run, backend: Backend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack, "PORTION", 3)
+    folder = pictures(tmp_path / "animals", *(f"cat/{n}.png" for n in range(8)))
+    job = json.loads(run("dataset", "import", "animals", folder, "--json").stdout)
+    assert uploaded(backend, job) == [f"cat/{n}.png" for n in range(8)]
 
 
 def test_a_local_zip_is_uploaded_as_it_is(run: Run, backend: Backend, tmp_path: Path) -> None:
@@ -440,24 +490,56 @@ def test_single_pictures_keep_the_names_they_were_given_by(
     make_model(backend.storage, tmp_path / "m")
     monkeypatch.chdir(pictures(tmp_path / "here", "a/1.png", "b/1.png", "c/x/2.png"))
     job = json.loads(run("classify", "animals", "a/1.png", "./b/1.png", "c", "--json").stdout)
-    with zipfile.ZipFile(backend.storage.open(f"uploads/{job['spec']['source']['id']}.zip")) as archive:
-        assert archive.namelist() == ["a/1.png", "b/1.png", "c/x/2.png"]
+    assert uploaded(backend, job) == ["a/1.png", "b/1.png", "c/x/2.png"]
 
 
 def test_addresses_are_read_from_a_file_or_from_standard_input(run: Run, backend: Backend, tmp_path: Path) -> None:
     make_model(backend.storage, tmp_path / "m")
     (tmp_path / "urls.txt").write_text("http://example.org/1.png\n\nhttps://example.org/2.png\n")
+    (tmp_path / "list.csv").write_text("label,path\ncat,/srv/1.png\n")
     from_file = json.loads(run("classify", "animals", "--urls", tmp_path / "urls.txt", "--json").stdout)
-    from_input = json.loads(run("classify", "animals", "--urls", "-", "--json", input="http://example.org/1.png\n").stdout)
-    assert from_file["spec"]["source"]["count"] == 2
-    assert from_input["spec"]["source"]["urls"] == ["http://example.org/1.png"]
+    from_csv = json.loads(run("classify", "animals", "--list", tmp_path / "list.csv", "--json").stdout)
+    from_input = json.loads(run("classify", "animals", "--list", "-", "--json", input="http://example.org/1.png\n").stdout)
+    found = [
+        [uri for uri, _, _ in walk(ListSource.model_validate(job["spec"]["source"]), backend.storage, backend.settings)]
+        for job in (from_file, from_csv, from_input)
+    ]
+    assert found == [["http://example.org/1.png", "https://example.org/2.png"], ["/srv/1.png"], ["http://example.org/1.png"]]
 
 
-def test_an_address_that_is_none_is_wrong_usage(run: Run, backend: Backend, tmp_path: Path) -> None:
+def test_a_list_that_names_nothing_is_told(run: Run, backend: Backend, tmp_path: Path) -> None:
     make_model(backend.storage, tmp_path / "m")
-    done = run("classify", "animals", "--urls", "-", input="file:///etc/passwd\n")
-    assert done.exit_code == 2
-    assert "not an http or https address" in done.stderr
+    done = run("classify", "animals", "--list", "-", input="file:///etc/passwd\n")
+    assert done.exit_code == 1
+    assert "Not an http or https address" in done.stderr
+    assert backend.store.page(1) == []
+
+
+def test_a_dataset_can_be_classified(run: Run, backend: Backend, tmp_path: Path) -> None:
+    make_model(backend.storage, tmp_path / "m")
+    make_dataset(backend.storage, tmp_path / "d")
+    for name in ("animals", "animals/v1"):
+        job = json.loads(run("classify", "animals", "--dataset", name, "--json").stdout)
+        assert job["spec"]["source"] == {"kind": "dataset", "dataset": "animals", "version": 1}
+    assert run("classify", "animals", tmp_path, "--dataset", "animals").exit_code == 2
+
+
+def test_a_batch_is_ordered_again_with_changes(run: Run, backend: Backend, tmp_path: Path) -> None:
+    make_model(backend.storage, tmp_path / "m")
+    first = json.loads(run("classify", "animals", tmp_path, "--on-server", "--top-k", "2", "--json").stdout)
+    second = json.loads(run("batch", "clone", first["id"], "--precision", "exact", "--json").stdout)
+    assert second["spec"] == {**first["spec"], "precision": "exact"}
+    assert second["id"] != first["id"]
+
+
+def test_the_failed_images_of_a_batch_are_ordered_again(run: Run, backend: Backend, tmp_path: Path) -> None:
+    make_model(backend.storage, tmp_path / "m")
+    job = json.loads(run("classify", "animals", tmp_path, "--on-server", "--json").stdout)
+    running = run("batch", "retry-failed", job["id"])
+    assert (running.exit_code, "has no rows" in running.stderr) == (1, True)
+    classify_three(backend.storage)(backend.store, backend.store.get(job["id"]))
+    again = json.loads(run("batch", "retry-failed", job["id"], "--json").stdout)
+    assert again["spec"]["source"] == {"kind": "failed", "batch": job["id"]}
 
 
 def test_results_can_be_saved_later_and_while_a_batch_runs(run: Run, backend: Backend, tmp_path: Path) -> None:
@@ -486,11 +568,9 @@ def test_one_picture_is_labelled_at_once(run: Run, backend: Backend, tmp_path: P
 
     def answer() -> None:
         backend.store.announce("tester", {"name": "tester", "queues": ["predict"]})
-        while not stop.wait(0.02):
-            for key in backend.store.redis.scan_iter("darkroom:predict:*"):
-                question_id = key.decode().split(":")[2]
-                if key.count(b":") == 2 and backend.store.question(question_id):
-                    backend.store.answer(question_id, {"label": "dog", "probabilities": {"cat": 0.25, "dog": 0.75}})
+        while not stop.is_set():
+            if asked := backend.store.next_question(0.1):
+                backend.store.answer(asked[0], {"label": "dog", "probabilities": {"cat": 0.25, "dog": 0.75}})
 
     thread = threading.Thread(target=answer)
     thread.start()
@@ -529,6 +609,26 @@ def test_jobs_are_listed_shown_cancelled_and_retried(run: Run, backend: Backend)
     again = json.loads(run("job", "retry", job_id, "--json").stdout)
     assert (again["state"], again["id"] != job_id) == ("queued", True)
     assert run("job", "cancel", job_id).stderr == "Error: The job has ended already: it is cancelled.\n"
+
+
+def test_a_batch_is_paused_and_resumed(run: Run, backend: Backend, tmp_path: Path) -> None:
+    make_model(backend.storage, tmp_path / "m")
+    run("classify", "animals", pictures(tmp_path, "x.png") / "x.png")
+    job_id = backend.store.page(1)[0].id
+    assert f"The batch is paused. `darkroom job resume {job_id}`" in run("job", "pause", job_id).stdout
+    assert run("jobs", "--state", "paused").stdout.count(job_id) == 1
+    assert json.loads(run("job", "resume", job_id, "--json").stdout)["state"] == "queued"
+
+
+def test_what_redis_has_lost_is_recovered(run: Run, backend: Backend) -> None:
+    run("dataset", "scrape", "wonders", "--class", "a", "--class", "b")
+    job_id = backend.store.page(1)[0].id
+    settings = backend.settings
+    where = {"DARKROOM_REDIS_URL": settings.redis_url, "DARKROOM_STORAGE": settings.storage}
+    assert "Nothing is missing" in CliRunner().invoke(cli, ["recover"], env=where).stdout
+    backend.store.redis.flushall()
+    assert json.loads(CliRunner().invoke(cli, ["recover", "--json"], env=where).stdout) == {"recovered": [job_id]}
+    assert backend.store.get(job_id).state == "queued"
 
 
 def test_workers_are_listed_with_what_waits(run: Run, backend: Backend) -> None:
