@@ -213,7 +213,7 @@ class ClassifySpec(Spec):
     precision: Literal["exact", "fast", "int8"] = Field(
         "fast",
         title="Precision",
-        description="exact: the numbers that training saw; fast: 16-bit arithmetic, the same labels but for the closest calls; int8: 8-bit, on processors, for models whose labels it keeps",
+        description="exact: 32 bits, the numbers that training saw; fast: 16 bits, and 32 where two labels are close; int8: 8 bits, on processors, for models whose labels it keeps",
     )
     top_k: int = Field(3, ge=1, le=20, title="Top k", description="how many labels with probabilities to keep of each image")
     review_below: float = Field(

@@ -1,7 +1,11 @@
 """The network that classifies is the network that was trained, sees what training validated on, and answers the same in every engine."""
 
+import hashlib
+import io
 import json
 import sys
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,13 +18,16 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_training import SPEC, encoded, place, publish, random_weights
 
-from shared import datasets, models
+from shared import datasets, models, results
 from shared.errors import DarkroomError
 from shared.images import decode
-from shared.specs import ARCHITECTURES, TrainSpec
-from worker.classifying import engines
-from worker.classifying.decoding import look, prepare, resized_to
+from shared.specs import ARCHITECTURES, ClassifySpec, TrainSpec
+from shared.storage import Storage
+from worker.classifying import engines, gpu
+from worker.classifying.batches import plan
+from worker.classifying.decoding import look, plain_jpeg, prepare, resized_to
 from worker.classifying.engines import Engine, OutOfMemory, load
+from worker.classifying.shards import Warm, classify_shard
 from worker.progress import Progress
 from worker.training import train
 
@@ -67,7 +74,7 @@ def test_exact_probabilities_are_those_of_the_exported_learner(tmp_path, monkeyp
     assert (models.info(storage, "digits", 1)["mean"] is not None) == pretrained
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     # And torch's engine, for machines with a GPU or without OpenVINO, answers the same
-    plain = engines._torch(folder, engines.read_info(folder), "exact", "cpu")
+    plain = engines._torch(folder, engines.read_info(folder))
     np.testing.assert_allclose(plain(pixels[True]), theirs, atol=1e-4)
     # And those of 16-bit arithmetic are near
     np.testing.assert_allclose(load(folder, "fast", settings.cache)(pixels[False]), theirs, atol=0.05)
@@ -86,7 +93,7 @@ def test_every_architecture_is_rebuilt_from_its_files(tmp_path, arch):
     probabilities = engine(pixels)
     assert (probabilities.shape, probabilities.dtype, engine.classes) == ((2, 3), np.float32, ["a", "b", "c"])
     np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
-    np.testing.assert_allclose(probabilities, engines._torch(folder, engines.read_info(folder), "exact", "cpu")(pixels), atol=1e-4)
+    np.testing.assert_allclose(probabilities, engines._torch(folder, engines.read_info(folder))(pixels), atol=1e-4)
 
 
 def test_a_network_is_converted_once_a_machine_and_again_for_other_weights(tmp_path):
@@ -130,6 +137,80 @@ def test_a_device_too_small_for_one_image_is_a_sentence():
 
     with pytest.raises(DarkroomError, match="not enough memory for a single image"):
         Engine("none", ["a"], 4, 10, no_device)(np.zeros((3, 4, 4, 3), np.uint8))
+
+
+def test_close_calls_are_looked_at_again_and_nothing_else_is():
+    quick = np.array([[0.9, 0.1], [0.505, 0.495], [0.2, 0.8], [0.498, 0.502]], np.float32)
+    asked = []
+
+    def judge(pixels):
+        asked.extend(pixels[:, 0, 0, 0].tolist())
+        return np.tile(np.array([[0.4, 0.6]], np.float32), (len(pixels), 1))
+
+    pixels = np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1) * np.ones((4, 2, 2, 3), np.uint8)
+    engine = Engine("two", ["a", "b"], 2, 4, lambda _: quick.copy(), close=0.02, judge=judge)
+    np.testing.assert_array_equal(engine(pixels), np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.8], [0.4, 0.6]], np.float32))
+    assert asked == [1, 3]
+
+
+def test_a_margin_is_the_best_minus_the_second_best_probability():
+    found = engines.margins(np.array([[0.1, 0.6, 0.3], [0.5, 0.0, 0.5]]))
+    np.testing.assert_allclose(found, [0.3, 0])
+    np.testing.assert_allclose(engines.margins(np.ones((2, 1))), [1, 1])
+
+
+def test_the_labels_of_16_bits_are_those_of_32_where_they_are_close(tmp_path):
+    # random weights: every picture is a close call
+    folder = saved(tmp_path, "resnet18", classes="abcdefgh")
+    pixels = RNG.integers(0, 256, (40, 64, 64, 3), dtype=np.uint8)
+    exact, fast = load(folder, "exact", tmp_path / "cache"), load(folder, "fast", tmp_path / "cache")
+    close = engines.margins(fast(pixels)) < fast.close
+    np.testing.assert_allclose(fast(pixels)[close], exact(pixels)[close], atol=1e-6)
+
+
+# -- a GPU's way, on the processor --------------------------------------------------------------------------------------
+
+
+def turned(image, tag=6):
+    exif = Image.Exif()
+    exif[0x0112] = tag
+    out = io.BytesIO()
+    image.save(out, "JPEG", exif=exif)
+    return out.getvalue()
+
+
+def test_only_jpegs_that_need_nothing_but_decoding_go_to_the_gpu():
+    image = Image.fromarray(RNG.integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    plain = encoded(image, "JPEG")
+    assert plain_jpeg(plain) == plain_jpeg(plain + b"\0\0") == plain_jpeg(turned(image, 1)) == (60, 40)
+    assert plain_jpeg(encoded(image.convert("L"), "JPEG")) == (60, 40)
+    for other in (
+        turned(image), plain[:-200], plain[:-2], plain[:40] + b"\xff\xd9", b"", b"\xff\xd9", encoded(image, "PNG"),
+        encoded(image.convert("CMYK"), "JPEG"), encoded(Image.new("RGB", (5000, 5000)), "JPEG"),
+    ):  # fmt: skip
+        assert plain_jpeg(other) is None
+
+
+@pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
+def test_what_the_device_decodes_is_what_the_processor_sees(device):
+    smooth = [Image.effect_noise((30, 40), 90).resize(size, Image.Resampling.BICUBIC) for size in ((400, 533), (90, 64), (301, 300))]
+    jpegs = [encoded(image.convert(mode), "JPEG") for image, mode in zip(smooth, ("RGB", "L", "RGB"), strict=True)]
+    torn = jpegs[0][:400] + jpegs[0][-2:]
+    found = gpu.unpack([jpegs[0], torn, *jpegs[1:]], 64, device)
+    assert found.pop(1) is None
+    for square, jpeg in zip(found, jpegs, strict=True):
+        assert (square.shape, square.dtype, square.device.type) == ((64, 64, 3), torch.uint8, device)
+        difference = np.abs(square.cpu().numpy().astype(int) - look(jpeg, 64, True, 10**8)[0])
+        assert (difference.max(), difference.mean() < 0.5) <= (1 if device == "cpu" else 4, True)
+    assert gpu.unpack([], 64, device) == []
+
+
+def test_a_batch_of_the_gpu_may_come_from_both_decoders(tmp_path):
+    engine = gpu.engine(saved(tmp_path), engines.read_info(tmp_path), "exact", "cpu")
+    pixels = RNG.integers(0, 256, (5, 64, 64, 3), dtype=np.uint8)
+    mixed = [torch.from_numpy(p) if n % 2 else p for n, p in enumerate(pixels)]
+    np.testing.assert_array_equal(engine.stack(mixed).numpy(), pixels)
+    np.testing.assert_allclose(engine(engine.stack(mixed)), load(tmp_path, "exact", tmp_path / "cache")(pixels), atol=1e-4)
 
 
 @pytest.mark.parametrize("size", [32, 57, 64, 224])
@@ -189,3 +270,37 @@ def test_a_missing_or_damaged_file_is_a_sentence_that_names_it(tmp_path, file, d
     with pytest.raises(DarkroomError, match=file):
         load(tmp_path, "exact", tmp_path / "cache")
     assert not list((tmp_path / "cache").rglob("*.tmp"))
+
+
+# -- a shard ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["processor", "gpu"])
+def test_a_shard_has_the_same_rows_whichever_device_decodes(with_model, digits, tmp_path, monkeypatch, way):
+    storage = Storage(with_model.storage, with_model.cache)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for n, path in enumerate(sorted(digits.rglob("*.png"))[::10]):
+        image = Image.open(path).convert("RGB").resize((300, 300), Image.Resampling.BICUBIC)
+        image.save(folder / f"{n:02}.jpg", quality=95) if n % 3 else image.save(folder / f"{n:02}.png")
+    whole = (folder / "01.jpg").read_bytes()
+    (folder / "20.jpg").write_bytes(whole[:500])
+    (folder / "21.jpg").write_bytes(whole[:500] + whole[-2:])
+    spec = ClassifySpec(model="digits/v1", source={"kind": "folder", "path": str(folder)})
+    plan(spec, "job", 0, storage, with_model, Progress(lambda _: None))
+    warm = Warm(storage, with_model)
+    if way == "gpu":
+        monkeypatch.setattr(engines, "unpacks", lambda precision: precision == "fast")
+        device = gpu.engine(storage.local("models/digits/v0001/info.json").parent, {**models.info(storage, "digits", 1)}, "exact", "cpu")
+        warm.engines["digits", 1, "fast"] = replace(device, batch=4, unpack=partial(gpu.unpack, size=32, device="cpu"))
+    tally = classify_shard(spec, "job", "00000000-00000014", warm, Progress(lambda _: None))
+    rows = results.shard(storage, "job", "00000000-00000014")[0].to_pylist()
+    assert [row["error_code"] for row in rows] == [""] * 12 + ["truncated"] * 2
+    assert tally["counts"]["errors"] == 2
+    assert [row["uri"] for row in rows] == [f"{n:02}.{'jpg' if n % 3 else 'png'}" for n in range(12)] + ["20.jpg", "21.jpg"]
+    assert {(row["width"], row["height"]) for row in rows[:12]} == {(300, 300)}
+    assert all(row["sha256"] == hashlib.sha256((folder / row["uri"]).read_bytes()).hexdigest() and row["ms"] > 0 for row in rows[:12])
+    exact = load(storage.local("models/digits/v0001/info.json").parent, "exact", with_model.cache)
+    pixels = np.stack([look((folder / row["uri"]).read_bytes(), 32, True, 10**8)[0] for row in rows[:12]])
+    np.testing.assert_allclose([row["probability"] for row in rows[:12]], exact(pixels).max(axis=1), atol=0.05)
+    assert [row["label"] for row in rows[:12]] == [exact.classes[n] for n in exact(pixels).argmax(axis=1)]

@@ -33,6 +33,7 @@ from shared.storage import Storage
 from worker.progress import Progress
 from worker.training import _told_when_memory_runs_out, train
 from worker.training.pictures import Sample, is_plain, prepare
+from worker.training.quantising import told
 from worker.training.recipe import build_learner, loader_workers
 from worker.training.report import wilson
 from worker.training.weights import fetch_weights, weights_file
@@ -167,10 +168,21 @@ def test_the_result_is_what_was_published(trained):
     assert trained["storage"].list("models/digits/v0001") == ["export.pkl", "info.json", *quantised, "model.safetensors", "report.json"]
 
 
+def test_the_exact_network_looks_again_at_as_few_images_as_will_do():
+    margin = np.linspace(0.001, 1, 1000)
+    wrong = np.zeros(1000, bool)
+    assert told(wrong, margin) == {"offered": True, "agreement": 1.0, "images": 1000, "close": 0.0, "twice": 0.0}
+    wrong[:15] = True  # closer than 0.016
+    assert told(wrong, margin) == {"offered": True, "agreement": 0.994, "images": 1000, "close": 0.01, "twice": 0.009}
+    wrong[500:520] = True  # far from close
+    assert told(wrong, margin) == {"offered": False, "agreement": 0.965, "images": 1000}
+    assert not told(margin < 0.2, margin / 4)["offered"]  # it would look at more than a tenth of them
+
+
 def test_an_int8_form_is_judged_on_the_validation_images_and_offered_only_if_it_is_good(trained):
     int8 = trained["info"]["int8"]
     assert int8["images"] == trained["info"]["valid_images"]
-    assert int8["offered"] == (int8["agreement"] >= 0.99)
+    assert int8["offered"] == (int8["agreement"] >= 0.99) == ("close" in int8)
     assert trained["info"]["libraries"].keys() >= {"torch", "fastai", "openvino", "nncf"}
 
 

@@ -1,10 +1,13 @@
 """What computes the probabilities: one interface, `load(model's folder, precision) -> engine`, `engine(pixels) -> probabilities`.
 
-    GPU        torch, channels_last; fp16 for `fast`
+    GPU        torch, channels_last; fp16 for `fast`, captured as a CUDA graph (worker/classifying/gpu.py)
     processor  OpenVINO, which is two to three times as fast as torch there and starts without it; torch where it is missing
 
 A network is rebuilt from info.json and safetensors; no pickle is ever opened. For OpenVINO it is converted once a machine
 and kept in the local cache. `int8` was quantised when the model was trained (worker/training/quantising.py).
+
+Less than 32 bits change a label where two classes are nearly as probable. Such **close calls** are looked at once more, in 32
+bits, so that the labels stay those of `exact` at the price of looking twice at one image in a hundred or so.
 """
 
 import hashlib
@@ -15,7 +18,8 @@ import shutil
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +28,8 @@ import numpy as np
 from shared.errors import DarkroomError
 from shared.specs import ARCHITECTURES
 
-GPU_BATCH = 128
 CPU_BATCH = 32  # as fast as any larger one, and a question about a single image waits for no more than this
+CLOSE_BF16 = 0.01  # margin below which 16 bits (8 of them for the fraction) may change a label; measured, see docs/benchmarks.md
 
 
 class OutOfMemory(Exception):
@@ -40,20 +44,37 @@ class Engine:
     classes: list[str]
     image_size: int
     batch: int
-    run: Callable[[np.ndarray], np.ndarray]
+    run: Callable[[Any], np.ndarray]
+    close: float = 0.0  # a margin (best minus second best probability) below this is a close call
+    judge: Callable[[Any], np.ndarray] | None = None  # who looks at close calls: (N, S, S, 3) -> (N, C), in 32 bits
+    # on a GPU, what its own decoder makes of JPEGs: (S, S, 3) uint8 in the GPU's memory each, or None for one that it does not take
+    unpack: Callable[[list[bytes]], list[Any]] | None = None
+    stack: Callable[[list[Any]], Any] = np.stack  # images, each as an array or from `unpack` -> the batch that `run` takes
 
-    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+    def __call__(self, pixels: Any) -> np.ndarray:
         """(N, S, S, 3) uint8 -> (N, C) float32, each row summing to 1; in halves when memory runs out.
 
         Raises DarkroomError when a single image is too much.
         """
         try:
-            return self.run(pixels)
+            probabilities = self.run(pixels)
         except OutOfMemory:
             if len(pixels) == 1:
                 raise DarkroomError("The device has not enough memory for a single image of this model.") from None
-        half = len(pixels) // 2
-        return np.concatenate([self(pixels[:half]), self(pixels[half:])])
+            half = len(pixels) // 2
+            return np.concatenate([self(pixels[:half]), self(pixels[half:])])
+        if self.judge is not None:
+            for at in np.flatnonzero(margins(probabilities) < self.close):
+                probabilities[at] = self.judge(pixels[at : at + 1])[0]
+        return probabilities
+
+
+def margins(probabilities: np.ndarray) -> np.ndarray:
+    """(N, C) probabilities -> (N,) best minus second best; of a single class its own probability."""
+    if probabilities.shape[1] == 1:
+        return probabilities[:, 0]
+    second, best = np.partition(probabilities, -2, axis=1)[:, -2:].T
+    return best - second  # type: ignore[no-any-return]
 
 
 def load(folder: Path, precision: str, cache: Path) -> Engine:
@@ -63,19 +84,27 @@ def load(folder: Path, precision: str, cache: Path) -> Engine:
     """
     info = read_info(folder)
     if precision == "int8":
-        if not info.get("int8", {}).get("offered"):
+        int8 = info.get("int8", {})
+        if not int8.get("offered"):
             raise DarkroomError("This model has no int8 form. Choose the precision fast, or train the model again.")
-        return quantised(folder, info)
-    if _cuda():
-        return _torch(folder, info, precision, "cuda")
+        return quantised(folder, info, cache, int8.get("close", 0.0))
+    if cuda():
+        from worker.classifying import gpu
+
+        return gpu.engine(folder, info, precision)
     if _openvino() is None:
-        return _torch(folder, info, precision, "cpu")
+        return _torch(folder, info)
     return _processor(converted(folder, info, cache), info, precision)
 
 
 def files(precision: str) -> tuple[str, ...]:
     """The files of a model version that `load` needs."""
-    return ("info.json", "int8.xml", "int8.bin") if precision == "int8" else ("info.json", "model.safetensors")
+    return ("info.json", "model.safetensors", *(("int8.xml", "int8.bin") if precision == "int8" else ()))
+
+
+def unpacks(precision: str) -> bool:
+    """Whether the engines of a precision decode JPEGs themselves."""
+    return precision == "fast" and cuda()
 
 
 def read_info(folder: Path) -> dict[str, Any]:
@@ -98,7 +127,8 @@ def read_info(folder: Path) -> dict[str, Any]:
 # -- torch ------------------------------------------------------------------------------------------------------------
 
 
-def _cuda() -> bool:
+@cache
+def cuda() -> bool:
     """Whether there is a GPU that torch can use; torch takes seconds to import, so it is only asked where there is a card."""
     if not any(Path("/proc/driver/nvidia/gpus").glob("*")) and not Path("/dev/nvidia0").exists():
         return False
@@ -107,26 +137,20 @@ def _cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def _torch(folder: Path, info: dict[str, Any], precision: str, device: str) -> Engine:
+def _torch(folder: Path, info: dict[str, Any]) -> Engine:
+    """Torch on the processor, for machines that OpenVINO does not know; always in 32 bits."""
     import torch
 
     from worker.classifying.network import load_network
 
-    half = precision == "fast" and device == "cuda"
-    dtype = torch.float16 if half else torch.float32
-    network = load_network(folder, info).to(device, dtype=dtype, memory_format=torch.channels_last)
+    network = load_network(folder, info).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()
     def run(pixels: np.ndarray) -> np.ndarray:
-        try:
-            batch = torch.from_numpy(np.ascontiguousarray(pixels)).to(device, non_blocking=True)
-            return network(batch.permute(0, 3, 1, 2).to(dtype)).float().softmax(dim=1).cpu().numpy()  # type: ignore[no-any-return]
-        except torch.OutOfMemoryError:
-            torch.cuda.empty_cache()
-            raise OutOfMemory from None
+        batch = torch.from_numpy(np.ascontiguousarray(pixels))
+        return network(batch.permute(0, 3, 1, 2).float()).softmax(dim=1).numpy()  # type: ignore[no-any-return]
 
-    batch = GPU_BATCH if device == "cuda" else CPU_BATCH
-    return Engine(f"torch {'fp16' if half else 'fp32'} on {device}", info["classes"], info["image_size"], batch, run)
+    return Engine("torch fp32 on cpu", info["classes"], info["image_size"], CPU_BATCH, run)
 
 
 # -- OpenVINO ---------------------------------------------------------------------------------------------------------
@@ -195,7 +219,8 @@ def convert(folder: Path, info: dict[str, Any]) -> Any:
             self.network = load_network(folder, info)
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            return self.network(pixels.permute(0, 3, 1, 2).float()).softmax(dim=1)  # type: ignore[no-any-return]
+            # a float before it is turned: OpenVINO then keeps the pixels in the order in which they come
+            return self.network(pixels.float().permute(0, 3, 1, 2)).softmax(dim=1)  # type: ignore[no-any-return]
 
     size = info["image_size"]
     example = torch.zeros(1, size, size, 3, dtype=torch.uint8)
@@ -204,9 +229,12 @@ def convert(folder: Path, info: dict[str, Any]) -> Any:
 
 def _processor(path: Path, info: dict[str, Any], precision: str) -> Engine:
     core = _openvino().Core()
+    exact = _compiled(core, path, info, "openvino f32", {"INFERENCE_PRECISION_HINT": "f32"})
     # a processor without bf16 would imitate it, slowly; the name of the engine says which it is
-    kind = "bf16" if precision == "fast" and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "f32"
-    return _compiled(core, path, info, f"openvino {kind}", {"INFERENCE_PRECISION_HINT": kind})
+    if precision == "exact" or "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return exact
+    fast = _compiled(core, path, info, "openvino bf16", {"INFERENCE_PRECISION_HINT": "bf16"})
+    return replace(fast, close=CLOSE_BF16, judge=exact)
 
 
 def _compiled(core: Any, path: Path, info: dict[str, Any], name: str, config: dict[str, str]) -> Engine:
@@ -222,9 +250,10 @@ def _compiled(core: Any, path: Path, info: dict[str, Any], name: str, config: di
     return Engine(name, info["classes"], info["image_size"], CPU_BATCH, run)
 
 
-def quantised(folder: Path, info: dict[str, Any]) -> Engine:
-    """The engine of a model's int8 form. Raises DarkroomError."""
+def quantised(folder: Path, info: dict[str, Any], cache: Path, close: float) -> Engine:
+    """The engine of a model's int8 form, its close calls judged in 32 bits. Raises DarkroomError."""
     openvino = _openvino()
     if openvino is None:
         raise DarkroomError("The precision int8 needs OpenVINO, which is not installed on this worker.")
-    return _compiled(openvino.Core(), folder / "int8.xml", info, "openvino int8", {})
+    engine = _compiled(openvino.Core(), folder / "int8.xml", info, "openvino int8", {})
+    return replace(engine, close=close, judge=_processor(converted(folder, info, cache), info, "exact")) if close else engine

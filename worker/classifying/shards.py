@@ -19,13 +19,13 @@ import pyarrow as pa
 from shared import models, portions, results
 from shared.datasets import image_key
 from shared.errors import DarkroomError
-from shared.images import BadImage
+from shared.images import BadImage, Picture
 from shared.items import ItemReader
 from shared.settings import Settings
 from shared.specs import ClassifySpec
 from shared.storage import Storage
 from worker.classifying import engines
-from worker.classifying.decoding import look
+from worker.classifying.decoding import look, plain_jpeg
 from worker.classifying.engines import Engine
 from worker.progress import Progress
 
@@ -38,7 +38,8 @@ class Read:
     """An item as it came out of a decoding thread: what the network sees, or what was wrong."""
 
     item: dict[str, Any]
-    pixels: np.ndarray | None = None  # (S, S, 3) uint8; dropped once the network has seen it
+    pixels: Any = None  # (S, S, 3) uint8, on a GPU perhaps in its memory; dropped once the network has seen it
+    jpeg: bytes = b""  # instead of pixels: what the GPU decodes
     sha256: str = ""
     width: int = 0
     height: int = 0
@@ -62,6 +63,7 @@ class Warm:
         # files of an object store are waited for; local ones keep a core busy each
         self.decoding = ThreadPoolExecutor(self.cores if self.storage.is_local else 4 * self.cores + 8, "decode")
         self.fetching = ThreadPoolExecutor(2, "fetch")
+        self.unpacking = ThreadPoolExecutor(1, "unpack")
 
     def reader_of(self, job: str) -> ItemReader:
         """What reads the items of a batch; one a batch, for it keeps zips open."""
@@ -106,11 +108,38 @@ def _labelled(spec: ClassifySpec, job: str, shard: str, engine: Engine, warm: Wa
     reading = warm.ahead[job, shard].result()
     reads: list[Read] = []
     probabilities: list[np.ndarray] = []
-    for batch in reading.batches(engine.batch, progress):
+    for batch in _unpacked(reading.batches(engine.batch, progress), engine, warm):
         progress.check()
         probabilities.append(_infer(batch, engine))
         reads += batch
     return _rows(reads, np.concatenate(probabilities), engine.classes, spec, models.resolve(warm.storage, spec.model))
+
+
+def _unpacked(batches: Iterator[list[Read]], engine: Engine, warm: Warm) -> Iterator[list[Read]]:
+    """Mini-batches with all their pixels: a GPU decodes the JPEGs of one while the network is busy with the one before."""
+    if engine.unpack is None:
+        yield from batches
+        return
+    before: Future[list[Read]] | None = None
+    for batch in batches:
+        coming = warm.unpacking.submit(_unpack, batch, engine, warm.settings.max_image_bytes)
+        if before:
+            yield before.result()
+        before = coming
+    if before:
+        yield before.result()
+
+
+def _unpack(batch: list[Read], engine: Engine, max_bytes: int) -> list[Read]:
+    packed = [read for read in batch if read.jpeg]
+    started = time.perf_counter()
+    for read, pixels in zip(packed, engine.unpack([read.jpeg for read in packed]) if engine.unpack else (), strict=True):
+        read.pixels, data, read.jpeg = pixels, read.jpeg, b""
+        if pixels is None:
+            _look(read, data, engine.image_size, False, max_bytes)
+    for read in packed:
+        read.ms += (time.perf_counter() - started) * 1000 / len(packed)
+    return batch
 
 
 def drop_ahead(job: str, shard: str, warm: Warm) -> None:
@@ -136,7 +165,7 @@ def predict(ref: str, image: str, warm: Warm) -> dict[str, Any]:
     name, version = models.resolve(warm.storage, ref)
     engine = warm.engine(ref, "exact")
     pixels, _ = look(base64.b64decode(image), engine.image_size, True, warm.settings.max_image_bytes)
-    probabilities = engine(pixels[None])[0]
+    probabilities = engine(engine.stack([pixels]))[0]
     best = int(probabilities.argmax())
     return {
         "label": engine.classes[best],
@@ -156,6 +185,7 @@ class Reading:
         self.warm = warm
         self.size: int = models.info(warm.storage, name, version)["image_size"]
         self.exact = spec.precision == "exact"
+        self.packed = engines.unpacks(spec.precision)
         self.reader = warm.reader_of(job)
         self.items = portions.items(warm.storage, job, *results.shard_range(shard))
         self.fetched: dict[str, tuple[Future[list[Any]], int]] = {}
@@ -209,17 +239,30 @@ class Reading:
             data = _answer(fetched) if fetched else self.reader.read(item["locator"])
             started = time.perf_counter()
             read.sha256 = hashlib.sha256(data).hexdigest()
-            read.pixels, picture = look(data, self.size, self.exact, settings.max_image_bytes)
-            read.width, read.height = picture.width, picture.height
+            if self.packed and not fetched and len(data) <= settings.max_image_bytes and (size := plain_jpeg(data)):
+                (read.width, read.height), read.jpeg = size, data
+            else:
+                picture = _look(read, data, self.size, self.exact, settings.max_image_bytes)
+                if fetched and picture:  # the page shows it without fetching it again
+                    storage.write(image_key(read.sha256, picture.extension), data, durable=False, replace=False)
+                    item["locator"] = f"image:{read.sha256}.{picture.extension}"
             read.ms = (time.perf_counter() - started) * 1000
-            if fetched:  # the page shows it without fetching it again
-                storage.write(image_key(read.sha256, picture.extension), data, durable=False, replace=False)
-                item["locator"] = f"image:{read.sha256}.{picture.extension}"
         except BadImage as error:
             read.error_code, read.error = error.code, str(error)
         except DarkroomError as error:
             read.error_code, read.error = "unreadable", str(error)
         return read
+
+
+def _look(read: Read, data: bytes, size: int, exact: bool, max_bytes: int) -> Picture | None:
+    """Decode an item here; the picture, or None when it cannot be decoded and the item says why."""
+    try:
+        read.pixels, picture = look(data, size, exact, max_bytes)
+    except BadImage as error:
+        read.error_code, read.error = error.code, str(error)
+        return None
+    read.width, read.height = picture.width, picture.height
+    return picture
 
 
 def _is_address(item: dict[str, Any]) -> bool:
@@ -240,7 +283,7 @@ def _infer(reads: list[Read], engine: Engine) -> np.ndarray:
     if not good:
         return np.zeros((0, len(engine.classes)), np.float32)
     started = time.perf_counter()
-    probabilities = engine(np.stack([read.pixels for read in good]))
+    probabilities = engine(engine.stack([read.pixels for read in good]))
     share = (time.perf_counter() - started) * 1000 / len(good)
     for read in good:
         read.ms += share
