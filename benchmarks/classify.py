@@ -28,7 +28,7 @@ PRECISIONS = ("exact", "fast", "int8")
 FROM_SCRATCH = {"pretrained": False, "epochs": 2, "augment": "light", "image_size": 224, "base_lr": 5e-3}
 FINE_TUNED = {"arch": "squeezenet1_0", "epochs": 1, "frozen_epochs": 1, "image_size": 224}
 WARM_UP = 64  # photographs of the batch that warms a worker up
-OTHERS = ("predict", "get_preds_0", "get_preds_2", "ray_tasks", "ray_actors")  # of benchmarks/contenders.py
+OTHERS = ("predict", "get_preds_0", "get_preds_2", "get_preds_last", "ray_tasks", "ray_actors")  # of benchmarks/contenders.py
 ALONE = 256  # photographs on which decoding and the network are measured alone
 
 
@@ -204,13 +204,15 @@ def _alone(photos: Photos, model: Path, precisions: list[str]) -> dict[str, dict
     found = {}
     for precision in precisions:
         facts = _engine(precision, model, listed)
+        on_gpu = precision == "fast" and "gpu" in decode
         found[precision] = {
             "engine": facts["engine"],
-            "decode": decode["exact" if precision == "exact" else "fast"],
+            "decode": decode["gpu" if on_gpu else "exact" if precision == "exact" else "fast"],
+            "decoders": 1 if on_gpu else len(os.sched_getaffinity(0)),
             "forward": facts["seconds_an_image"],
         }
         say(
-            f"alone, {precision}: decoding {found[precision]['decode'] * 1e3:.2f} ms on a core, network {found[precision]['forward'] * 1e3:.2f} ms"
+            f"alone, {precision}: decoding {found[precision]['decode'] * 1e3:.2f} ms{'' if on_gpu else ' on a core'}, network {found[precision]['forward'] * 1e3:.2f} ms"
         )
     return found
 
@@ -218,10 +220,10 @@ def _alone(photos: Photos, model: Path, precisions: list[str]) -> dict[str, dict
 def _limit(rounds: list[dict[str, Any]]) -> dict[str, Any]:
     """The medians of the rounds, and `limit`: the images a second that decoding and network allow together."""
     decode, forward = (median(facts[key] for facts in rounds) for key in ("decode", "forward"))
-    cores, engine = len(os.sched_getaffinity(0)), rounds[0]["engine"]
-    # on a processor both want the same cores; beside a GPU the slower of them is the limit
-    seconds = max(decode / cores, forward) if "cuda" in engine else decode / cores + forward
-    return {"engine": engine, "decode": decode, "forward": forward, "cores": cores, "limit": 1 / seconds}
+    decoders, engine = rounds[0]["decoders"], rounds[0]["engine"]
+    # on a processor both want the same cores; with a GPU the slower of them is the limit
+    seconds = max(decode / decoders, forward) if "cuda" in engine else decode / decoders + forward
+    return {"engine": engine, "decode": decode, "forward": forward, "decoders": decoders, "limit": 1 / seconds}
 
 
 def _engine(precision: str, model: Path, listed: str) -> dict[str, Any]:
@@ -308,6 +310,7 @@ NAMES = {
     "predict": "`learn.predict` in a loop",
     "get_preds_0": "`learn.get_preds`, no loader processes",
     "get_preds_2": "`learn.get_preds`, 2 loader processes",
+    "get_preds_last": "the same, the model in `channels_last`",
     "ray_tasks": "Ray Data, `read_images`, `map` and an actor",
     "ray_actors": "Ray Data, an actor a core does all",
     "exact": "Darkroom, `exact`",
@@ -345,12 +348,11 @@ def _table_of_limits(limits: dict[str, dict[str, Any]], rates: dict[str, list[fl
         ]
         for name, facts in limits.items()
     ]
-    cores = next(iter(limits.values()))["cores"]
     return [
-        f"What is possible, images/s: decoding alone on one core, the network alone on all {cores} (or on the GPU), and the limit of both together.",
+        "What is possible, images/s: decoding alone on one core (or on the GPU), the network alone on all of them (or on the GPU), and the limit of both together.",
         f"The engine was ready for its first mini-batch in {convert_seconds:.1f} s when it had to make the engine, once a machine, out of the weights.",
         "",
-        *table(["precision", "decoding, a core", "network", "limit", "reached"], rows),
+        *table(["precision", "decoding", "network", "limit", "reached"], rows),
     ]
 
 

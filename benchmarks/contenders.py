@@ -39,11 +39,15 @@ def predict_loop(model: Path, files: list[Path], out: Path | None) -> dict[str, 
     return {"seconds": seconds, "start_up": start_up}
 
 
-def get_preds(workers: int) -> Callable[[Path, list[Path], Path | None], dict[str, Any]]:
-    """`learn.get_preds` over all files, with a number of loader processes."""
+def get_preds(workers: int, channels_last: bool = False) -> Callable[[Path, list[Path], Path | None], dict[str, Any]]:
+    """`learn.get_preds` over all files, with a number of loader processes; `channels_last`: with a line that few know to write."""
 
     def contender(model: Path, files: list[Path], out: Path | None) -> dict[str, Any]:
+        import torch
+
         learn = _learner(model)
+        if channels_last:
+            learn.model.to(memory_format=torch.channels_last)
 
         def label(some: list[Path]) -> np.ndarray:
             return learn.get_preds(dl=learn.dls.test_dl(some, num_workers=workers))[0].numpy()  # type: ignore[no-any-return]
@@ -175,11 +179,23 @@ def ray_data(prepares: bool) -> Callable[[Path, list[Path], Path | None], dict[s
 
 
 def decoding(model: Path, files: list[Path], _: Path | None) -> dict[str, Any]:
-    """The pipeline's own decoding and preparing on one core, from bytes in memory: seconds an image, for exact and for the others."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    """The pipeline's own decoding and preparing, from bytes in memory: seconds an image on one core, for exact and for the others.
+
+    `gpu`: seconds an image of the GPU's own decoder, where there is one.
+    """
+    from worker.classifying import engines
+
     size = json.loads((model / "info.json").read_text())["image_size"]
     data = [file.read_bytes() for file in files]
-    found = {}
+    found: dict[str, Any] = {}
+    if engines.unpacks("fast"):
+        engine = engines.load(model, "fast", files_argument().parent / "cache")
+        for some in (data[: engine.batch], data):
+            started = time.perf_counter()
+            for at in range(0, len(some), engine.batch):
+                engine.unpack(some[at : at + engine.batch])  # type: ignore[misc]
+            found["gpu"] = (time.perf_counter() - started) / len(some)
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     for name in ("exact", "fast"):
         for some in (data[:WARM_UP], data):
             started = time.perf_counter()
@@ -211,7 +227,7 @@ def forward(precision: str) -> Callable[[Path, list[Path], Path | None], dict[st
             return {"missing": str(error)}
         load_seconds = time.perf_counter() - started
         pixels = np.stack([_pixels(file.read_bytes(), engine.image_size, precision) for file in files])
-        batches = [pixels[i : i + engine.batch] for i in range(0, len(pixels), engine.batch)]
+        batches = [engine.stack(list(pixels[i : i + engine.batch])) for i in range(0, len(pixels), engine.batch)]
         engine(batches[0])
         started = time.perf_counter()
         probabilities = [engine(batch) for batch in batches]
@@ -226,6 +242,7 @@ CONTENDERS: dict[str, Callable[[Path, list[Path], Path | None], dict[str, Any]]]
     "predict": predict_loop,
     "get_preds_0": get_preds(0),
     "get_preds_2": get_preds(2),
+    "get_preds_last": get_preds(2, channels_last=True),
     "ray_tasks": ray_data(prepares=False),
     "ray_actors": ray_data(prepares=True),
     "decode": decoding,

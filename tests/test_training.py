@@ -33,7 +33,7 @@ from shared.storage import Storage
 from worker.progress import Progress
 from worker.training import _told_when_memory_runs_out, train
 from worker.training.pictures import Sample, is_plain, prepare
-from worker.training.quantising import told
+from worker.training.precisions import told
 from worker.training.recipe import build_learner, loader_workers
 from worker.training.report import wilson
 from worker.training.weights import fetch_weights, weights_file
@@ -169,14 +169,15 @@ def test_the_result_is_what_was_published(trained):
 
 
 def test_the_exact_network_looks_again_at_as_few_images_as_will_do():
-    margin = np.linspace(0.001, 1, 1000)
+    lead = np.linspace(0.001, 1, 1000)
     wrong = np.zeros(1000, bool)
-    assert told(wrong, margin) == {"offered": True, "agreement": 1.0, "images": 1000, "close": 0.0, "twice": 0.0}
+    assert told(wrong, lead, 0.99) == {"offered": True, "agreement": 1.0, "images": 1000, "close": 0.0, "twice": 0.0}
     wrong[:15] = True  # closer than 0.016
-    assert told(wrong, margin) == {"offered": True, "agreement": 0.994, "images": 1000, "close": 0.01, "twice": 0.009}
+    assert told(wrong, lead, 0.99) == {"offered": True, "agreement": 0.994, "images": 1000, "close": 0.01, "twice": 0.009}
+    assert told(wrong, lead, 0.998) == {"offered": True, "agreement": 1.0, "images": 1000, "close": 0.02, "twice": 0.019}
     wrong[500:520] = True  # far from close
-    assert told(wrong, margin) == {"offered": False, "agreement": 0.965, "images": 1000}
-    assert not told(margin < 0.2, margin / 4)["offered"]  # it would look at more than a tenth of them
+    assert told(wrong, lead, 0.99) == {"offered": False, "agreement": 0.965, "images": 1000}
+    assert not told(lead < 0.4, lead / 4, 0.99)["offered"]  # it would look at more than a tenth of them
 
 
 def test_an_int8_form_is_judged_on_the_validation_images_and_offered_only_if_it_is_good(trained):

@@ -29,7 +29,7 @@ from shared.errors import DarkroomError
 from shared.specs import ARCHITECTURES
 
 CPU_BATCH = 32  # as fast as any larger one, and a question about a single image waits for no more than this
-CLOSE_BF16 = 0.01  # margin below which 16 bits (8 of them for the fraction) may change a label; measured, see docs/benchmarks.md
+CLOSE = 0.05  # nats: what a close call is with 16 bits where it was not measured when the model was trained
 
 
 class OutOfMemory(Exception):
@@ -45,7 +45,7 @@ class Engine:
     image_size: int
     batch: int
     run: Callable[[Any], np.ndarray]
-    close: float = 0.0  # a margin (best minus second best probability) below this is a close call
+    close: float = 0.0  # a lead of the best class over the second below this is a close call, nats
     judge: Callable[[Any], np.ndarray] | None = None  # who looks at close calls: (N, S, S, 3) -> (N, C), in 32 bits
     # on a GPU, what its own decoder makes of JPEGs: (S, S, 3) uint8 in the GPU's memory each, or None for one that it does not take
     unpack: Callable[[list[bytes]], list[Any]] | None = None
@@ -64,17 +64,17 @@ class Engine:
             half = len(pixels) // 2
             return np.concatenate([self(pixels[:half]), self(pixels[half:])])
         if self.judge is not None:
-            for at in np.flatnonzero(margins(probabilities) < self.close):
+            for at in np.flatnonzero(leads(probabilities) < self.close):
                 probabilities[at] = self.judge(pixels[at : at + 1])[0]
         return probabilities
 
 
-def margins(probabilities: np.ndarray) -> np.ndarray:
-    """(N, C) probabilities -> (N,) best minus second best; of a single class its own probability."""
+def leads(probabilities: np.ndarray) -> np.ndarray:
+    """(N, C) probabilities -> (N,) how far the best class is ahead of the second: the difference of their logits, nats."""
     if probabilities.shape[1] == 1:
-        return probabilities[:, 0]
+        return np.full(len(probabilities), np.inf)
     second, best = np.partition(probabilities, -2, axis=1)[:, -2:].T
-    return best - second  # type: ignore[no-any-return]
+    return np.log(best / np.maximum(second, 1e-12))  # type: ignore[no-any-return]
 
 
 def load(folder: Path, precision: str, cache: Path) -> Engine:
@@ -87,7 +87,8 @@ def load(folder: Path, precision: str, cache: Path) -> Engine:
         int8 = info.get("int8", {})
         if not int8.get("offered"):
             raise DarkroomError("This model has no int8 form. Choose the precision fast, or train the model again.")
-        return quantised(folder, info, cache, int8.get("close", 0.0))
+        engine, close = quantised(folder, info), int8.get("close", 0.0)
+        return replace(engine, close=close, judge=_processor(converted(folder, info, cache), info, "exact")) if close else engine
     if cuda():
         from worker.classifying import gpu
 
@@ -219,8 +220,7 @@ def convert(folder: Path, info: dict[str, Any]) -> Any:
             self.network = load_network(folder, info)
 
         def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-            # a float before it is turned: OpenVINO then keeps the pixels in the order in which they come
-            return self.network(pixels.float().permute(0, 3, 1, 2)).softmax(dim=1)  # type: ignore[no-any-return]
+            return self.network(pixels.permute(0, 3, 1, 2).float()).softmax(dim=1)  # type: ignore[no-any-return]
 
     size = info["image_size"]
     example = torch.zeros(1, size, size, 3, dtype=torch.uint8)
@@ -234,7 +234,7 @@ def _processor(path: Path, info: dict[str, Any], precision: str) -> Engine:
     if precision == "exact" or "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return exact
     fast = _compiled(core, path, info, "openvino bf16", {"INFERENCE_PRECISION_HINT": "bf16"})
-    return replace(fast, close=CLOSE_BF16, judge=exact)
+    return replace(fast, close=info.get("fast", {}).get("close", CLOSE), judge=exact)
 
 
 def _compiled(core: Any, path: Path, info: dict[str, Any], name: str, config: dict[str, str]) -> Engine:
@@ -250,10 +250,9 @@ def _compiled(core: Any, path: Path, info: dict[str, Any], name: str, config: di
     return Engine(name, info["classes"], info["image_size"], CPU_BATCH, run)
 
 
-def quantised(folder: Path, info: dict[str, Any], cache: Path, close: float) -> Engine:
-    """The engine of a model's int8 form, its close calls judged in 32 bits. Raises DarkroomError."""
+def quantised(folder: Path, info: dict[str, Any]) -> Engine:
+    """The engine of a model's int8 form, without a second look. Raises DarkroomError."""
     openvino = _openvino()
     if openvino is None:
         raise DarkroomError("The precision int8 needs OpenVINO, which is not installed on this worker.")
-    engine = _compiled(openvino.Core(), folder / "int8.xml", info, "openvino int8", {})
-    return replace(engine, close=close, judge=_processor(converted(folder, info, cache), info, "exact")) if close else engine
+    return _compiled(openvino.Core(), folder / "int8.xml", info, "openvino int8", {})

@@ -1,7 +1,8 @@
 """Training: a dataset version and a TrainSpec in, a model version out.
 
 `pictures.py` makes local files of the images, `recipe.py` builds fastai's learner, `weights.py` finds the ImageNet
-weights, `live.py` tells how far it is, `report.py` looks at what came out, `quantising.py` makes the 8-bit form. Nothing is published before all of it exists.
+weights, `live.py` tells how far it is, `report.py` looks at what came out, `precisions.py` makes the 8-bit form and
+measures the quicker ones. Nothing is published before all of it exists.
 """
 
 import importlib.metadata
@@ -25,7 +26,7 @@ from shared.storage import Storage
 from worker.progress import Progress
 from worker.training.live import Live
 from worker.training.pictures import Sample, samples_of
-from worker.training.quantising import quantise
+from worker.training.precisions import measured
 from worker.training.recipe import build_learner, effective_batch_size, fit, normalisation
 from worker.training.report import evaluate
 from worker.training.weights import weights_file
@@ -120,6 +121,7 @@ def _publish(
     with tempfile.TemporaryDirectory(prefix="training-", dir=cache) as name:
         folder = Path(name)
         progress.update(phase="saving")
+        learner.model.to(memory_format=torch.contiguous_format)  # as fastai leaves it, whatever training found quicker
         learner.export(folder / "export.pkl")
         # contiguous, for safetensors writes no views
         save_file(
@@ -128,10 +130,7 @@ def _publish(
         (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False), encoding="utf-8")
         (folder / "info.json").write_text(json.dumps(info), encoding="utf-8")  # what the engines read; the published one comes last
         progress.update(phase="quantising")
-        info["int8"] = quantise(folder, info, samples, cache, progress)
+        info |= measured(folder, info, samples, cache, progress)
         (folder / "info.json").unlink()
-        if not info["int8"]["offered"]:
-            for file in folder.glob("int8.*"):
-                file.unlink()
         progress.check()  # the last moment at which a cancel leaves nothing
         return storage.publish_version(f"models/{info['model']}", folder, info)
