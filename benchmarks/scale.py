@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,12 @@ POLLS = 30  # looks at a batch, at least: a small one is over before the web has
 SPEEDUP_RUNS = 3
 SMALL = 100  # pictures of the batch that must not wait behind the million
 PREDICTIONS = 7
+# pages of the contact sheet: filters and orders of all kinds, near the beginning and far from it
+SHEETS = (
+    "order=margin", "order=-confidence&page=5000", "decision=review&order=margin", "label=3&order=confidence&page=40",
+    "low=0.4&high=0.6&order=margin&page=100", "error=any", "page=10000",
+)  # fmt: skip
+LOOKS = 5  # at each of them
 
 
 def main() -> int:
@@ -88,6 +95,7 @@ def _measure(bench: Bench, items: int) -> tuple[list[str], dict[str, Any]]:
         "web_peak_ratio": round(large["web"] / small["web"], 3),
         "redis_bytes_per_item": round(queue[-1]["redis_bytes"] / items, 2),
         "submit_seconds_1m": round(crowd["submit"], 3),
+        "page_seconds_1m": round(queue[-1]["slowest_page"], 3),
         "us_per_item": [round(q["seconds"] / q["items"] * 1e6, 1) for q in queue],
         "two_worker_speedup": round(speedup["one"] / speedup["two"], 3) if speedup else None,
     }
@@ -172,8 +180,29 @@ def _noop(bench: Bench, items: int) -> dict[str, float]:
         with LargestRedis(darkroom.backend.store.redis) as memory:
             job, seconds = darkroom.label(source, MODEL)
         _expect(job, items)
-    say(f"{items:,} items without looking at a picture: {seconds:.1f} s, {seconds / items * 1e6:.0f} us an item")
-    return {"items": items, "seconds": seconds, "redis_bytes": memory.bytes - memory.before}
+        pages = _sheets(darkroom, job.id)
+    say(f"{items:,} items without looking at a picture: {seconds:.1f} s, {seconds / items * 1e6:.0f} us an item; pages {pages}")
+    return {"items": items, "seconds": seconds, "redis_bytes": memory.bytes - memory.before, **pages}
+
+
+def _sheets(darkroom: Installation, job_id: str) -> dict[str, float]:
+    """Seconds until the contact sheet of a batch is there: `first`, before anything of it was read, and the slowest page after that.
+
+    A page's time is the median of several looks; each process of the web has looked once before the clock starts.
+    """
+    with httpx.Client(base_url=darkroom.address, timeout=120, trust_env=False) as client:
+
+        def look(query: str) -> float:
+            started = time.perf_counter()
+            answer = client.get(f"/batches/{job_id}?{query}")
+            if answer.status_code != 200:
+                raise SystemExit(f"GET {answer.url} answered {answer.status_code}: {answer.text[:500]}")
+            return time.perf_counter() - started
+
+        first = look(SHEETS[0])
+        with ThreadPoolExecutor(8) as threads:  # until both processes of the web have read the batch
+            list(threads.map(look, SHEETS * 8))
+        return {"first_page": first, "slowest_page": max(median([look(query) for _ in range(LOOKS)]) for query in SHEETS)}
 
 
 # -- beside the million ---------------------------------------------------------------------------------------------------------------
@@ -284,6 +313,13 @@ def _table(
         [f"Redis at its largest, {items:,} items", f"{facts['redis_bytes_per_item']} bytes an item"],
         [f"ordering {items:,} items, until 202", f"{crowd['submit']:.3f} s"],
         *([f"queue, ledger and Parquet alone, {q['items']:,} items", f"{q['seconds'] / q['items'] * 1e6:.1f} us an item"] for q in queue),
+        *(
+            [
+                f"the contact sheet of {q['items']:,} rows: when first asked, then the slowest page of {len(SHEETS)}",
+                f"{q['first_page']:.2f} s, {q['slowest_page'] * 1e3:.0f} ms",
+            ]
+            for q in queue
+        ),
         [f"a batch of {SMALL} beside the {items:,}: until it starts", f"{crowd['starts']:.2f} s"],
         [f"a batch of {SMALL} beside the {items:,}: until it is done", f"{crowd['ends']:.2f} s"],
         ["a single picture, warm, nothing else running", f"{crowd['alone'] * 1e3:.0f} ms"],

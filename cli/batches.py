@@ -43,7 +43,7 @@ class Output(click.ParamType[Path]):
     help="a file with an http(s) address or a path on the server a line, or a .csv with a column url or path; - reads standard input",
 )
 @click.option("--dataset", type=Checked("name", ModelRef), metavar="NAME[/v2]", help="the images of a dataset version")
-@click.option("--on-server", is_flag=True, help="PATH is a folder that the server sees; nothing is uploaded")
+@click.option("--on-server", is_flag=True, help="PATH is a folder that the server sees, or s3://bucket/prefix; nothing is uploaded")
 @click.option("--out", type=Output(), help="wait, and save the rows as .csv, .jsonl or .parquet")
 @spec_options(ClassifySpec, leave_out=("model", "source"))
 @wait_option

@@ -22,7 +22,7 @@ def dataset() -> None:
 @dataset.command("import")
 @click.argument("name", type=NAME)
 @click.argument("path")
-@click.option("--on-server", is_flag=True, help="PATH is a folder that the server sees; nothing is uploaded")
+@click.option("--on-server", is_flag=True, help="PATH is a folder that the server sees, or s3://bucket/prefix; nothing is uploaded")
 @wait_option
 @json_option
 @click.pass_obj

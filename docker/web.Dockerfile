@@ -6,7 +6,7 @@ COPY pyproject.toml constraints.txt README.md ./
 COPY shared shared
 COPY web web
 COPY cli cli
-RUN pip install --no-cache-dir -c constraints.txt -e . && ! python -c "import torch" 2>/dev/null
+RUN pip install --no-cache-dir -c constraints.txt -e '.[s3]' && ! python -c "import torch" 2>/dev/null
 USER 10001
 ENV DARKROOM_STORAGE=/data DARKROOM_CACHE=/cache DARKROOM_HOST=0.0.0.0 PYTHONUNBUFFERED=1
 EXPOSE 8000

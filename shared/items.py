@@ -4,6 +4,7 @@
 item's locator says where its bytes are, and is text that any file or database can keep:
 
     file:<absolute path>     a file below a server folder that was walked
+    bucket:<address>         a file of an object store, below an address that was walked: s3://bucket/prefix/cat.jpg
     path:<absolute path>     a file that a list names: whether it may be read is decided when it is read
     zip:<upload id>!<index>  a member of an uploaded zip, read where it is: no name in a zip is ever a path on this machine
     blob:<sha256>            a file that was uploaded by its content
@@ -11,7 +12,7 @@ item's locator says where its bytes are, and is text that any file or database c
     http:, https:            an address, fetched by worker/scraping/fetch.py and not here
     error:<code>:<sentence>  an item that is known to be no picture, such as a line of a list that names nothing
 
-In the two paths `%` and bytes that are no UTF-8 are percent-encoded, so that a name in a broken encoding still opens.
+In paths `%` and bytes that are no UTF-8 are percent-encoded, so that a name in a broken encoding still opens.
 """
 
 import lzma
@@ -21,7 +22,7 @@ import stat
 import threading
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
@@ -29,7 +30,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from shared import datasets, results
+from shared import buckets, datasets, results
 from shared.datasets import image_key
 from shared.errors import DarkroomError, Invalid, NotFound
 from shared.images import IMAGE_SUFFIXES, BadImage, read_bounded
@@ -75,7 +76,7 @@ def check(source: Source, storage: Storage, settings: Settings) -> None:
     """What can be said of a source without reading it. Raises Invalid or NotFound with a sentence."""
     match source:
         case FolderSource():
-            check_folder(source.path, settings)
+            check_place(source.path, settings)
         case UploadSource() | ListSource():
             keys = [list_key(source.id)] if isinstance(source, ListSource) else [files_key(source.id), upload_key(source.id)]
             if not any(storage.exists(key) for key in keys):
@@ -97,7 +98,7 @@ def walk(source: Source, storage: Storage, settings: Settings, after: str = "") 
     check(source, storage, settings)
     match source:
         case FolderSource():
-            yield from walk_folder(check_folder(source.path, settings), after)
+            yield from _walk_place(check_place(source.path, settings), after)
         case UploadSource() if storage.exists(files_key(source.id)):
             yield from _walk_rows(storage, files_key(source.id), after)
         case UploadSource():
@@ -115,6 +116,11 @@ def walk(source: Source, storage: Storage, settings: Settings, after: str = "") 
             raise Invalid("What was reviewed is imported as a dataset; it is no source of a batch.", field="source")
 
 
+def check_place(path: str, settings: Settings) -> str:
+    """A server folder or an address of a bucket that may be read, in one way of writing it. Raises Invalid with a sentence."""
+    return buckets.check(path, settings) if buckets.is_address(path) else str(check_folder(path, settings))
+
+
 def check_folder(path: str, settings: Settings) -> Path:
     """A server folder that may be read. Raises Invalid with a sentence: not absolute, not there, not a folder, not allowed."""
     if "\0" in path or not Path(path).expanduser().is_absolute():
@@ -123,8 +129,7 @@ def check_folder(path: str, settings: Settings) -> Path:
     if settings.import_roots is None and not settings.loopback:
         raise Invalid("Server folders may not be named on this installation. Upload a zip, or set DARKROOM_IMPORT_ROOTS.", field="source")
     if not _allowed(folder, settings):
-        roots = ", ".join(map(str, settings.import_roots or ())) or "none is"
-        raise Invalid(f"{folder} is not below a folder that may be imported ({roots}); see DARKROOM_IMPORT_ROOTS.", field="source")
+        raise Invalid(f"{folder} is not below a folder that may be imported ({settings.roots}); see DARKROOM_IMPORT_ROOTS.", field="source")
     if not folder.exists():
         raise Invalid(f"There is no folder {folder} on the server.", field="source")
     if not folder.is_dir():
@@ -136,7 +141,13 @@ def _allowed(path: Path, settings: Settings) -> bool:
     """Whether a path of the server, all its symbolic links resolved, may be read."""
     if settings.import_roots is None:
         return settings.loopback
-    return any(path.is_relative_to(root.expanduser().resolve()) for root in settings.import_roots)
+    return any(path.is_relative_to(Path(root).expanduser().resolve()) for root in settings.import_roots if not buckets.is_address(root))
+
+
+def _walk_place(place: str, after: str) -> Iterator[Item]:
+    if buckets.is_address(place):
+        return _walk_tree(place, f"bucket:{_escape(place)}/", buckets.lister(place), after)
+    return walk_folder(Path(place), after)
 
 
 def walk_folder(folder: Path, after: str = "") -> Iterator[Item]:
@@ -146,11 +157,15 @@ def walk_folder(folder: Path, after: str = "") -> Iterator[Item]:
     cannot be read is an item of its own, whose row says so. Raises Invalid when `folder` itself cannot be read.
     """
     root = str(folder).rstrip("/")
-    before = f"file:{_escape(root)}/"
+    return _walk_tree(root, f"file:{_escape(root)}/", _local_entries, after)
+
+
+def _walk_tree(root: str, before: str, entries: Callable[[str], Iterable[tuple[str, bool]]], after: str) -> Iterator[Item]:
+    """The pictures below `root`; `entries` lists a folder: (name, whether it is a folder) each. `before` begins every locator."""
     try:
-        levels = [("", *_entries(root or "/"), _unescape(after).split("/") if after else [])]
+        levels = [("", *_chosen(entries(root or "/")), _unescape(after).split("/") if after else [])]
     except OSError as error:
-        raise Invalid(f"The folder {folder} cannot be read ({error.strerror or error}).", field="source") from None
+        raise Invalid(f"The folder {root or '/'} cannot be read ({error.strerror or error}).", field="source") from None
     while levels:
         above, names, folders, done = levels[-1]  # done: the path of the last item taken, as far as it lies below this folder
         if not names:
@@ -165,7 +180,7 @@ def walk_folder(folder: Path, after: str = "") -> Iterator[Item]:
         path = above + name
         if name in folders:
             try:
-                levels.append((f"{path}/", *_entries(f"{root}/{path}"), rest or []))
+                levels.append((f"{path}/", *_chosen(entries(f"{root}/{path}")), rest or []))
                 continue
             except OSError:
                 path += "/"
@@ -173,22 +188,23 @@ def walk_folder(folder: Path, after: str = "") -> Iterator[Item]:
         yield path if path.isascii() else path.encode("utf-8", "replace").decode(), before + escaped, escaped.rstrip("/")
 
 
-def _entries(folder: str) -> tuple[list[str], set[str]]:
-    """The names of the pictures and folders directly in a folder, the first last, and which are folders. Raises OSError."""
-    names: list[str] = []
-    folders: set[str] = set()
+def _chosen(entries: Iterable[tuple[str, bool]]) -> tuple[list[str], set[str]]:
+    """Of the entries of a folder the names of pictures and folders, the first last, and which are folders. Raises OSError."""
+    found: dict[str, bool] = {}
+    for name, is_folder in entries:
+        if not name.startswith(".") and name.lower() not in _JUNK:
+            found[name] = is_folder or found.get(name, False)  # an object may have the name of a folder
+    names = sorted((name for name, is_folder in found.items() if is_folder or picture_name(name)), reverse=True)
+    return names, {name for name in names if found[name]}
+
+
+def _local_entries(folder: str) -> Iterator[tuple[str, bool]]:
+    """The folders and ordinary files directly in a folder; no symbolic link, no pipe. Raises OSError."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            name = entry.name
-            if name.startswith(".") or name.lower() in _JUNK:
-                continue
-            if entry.is_dir(follow_symlinks=False):
-                folders.add(name)
-            elif not (picture_name(name) and entry.is_file(follow_symlinks=False)):
-                continue
-            names.append(name)
-    names.sort(reverse=True)
-    return names, folders
+            is_folder = entry.is_dir(follow_symlinks=False)
+            if is_folder or entry.is_file(follow_symlinks=False):
+                yield entry.name, is_folder
 
 
 def picture_name(name: str) -> bool:
@@ -337,6 +353,8 @@ class ItemReader:
             raise
         except PermissionError:
             raise BadImage("forbidden", "The file or its folder may not be read.") from None
+        except FileNotFoundError:
+            raise BadImage("not_found", "There is no such file, or no longer.") from None
         except OSError as error:
             raise BadImage("unreadable", f"The file cannot be read: {error.strerror or error}.") from None
         except DarkroomError as error:
@@ -349,6 +367,8 @@ class ItemReader:
                 return self._file(path_of(locator))
             case "path":
                 return self._file(self._checked(path_of(locator)))
+            case "bucket":
+                return buckets.read(_unescape(rest), self.max_bytes)
             case "zip":
                 upload_id, _, index = rest.partition("!")
                 return self._member(upload_id, int(index))

@@ -40,7 +40,7 @@ ROWS = pa.schema(
     ]
 )
 TEXT_COLUMNS = ("uri", "sha256", "label", "top_labels", "decision", "error_code", "error", "model")
-CSV_COLUMNS = [name for name in ROWS.names if name != "locator"]
+TOLD = pa.schema([field for field in ROWS if field.name != "locator"])  # what is given out: a locator may be a path on the server
 CONFIDENCE_BINS = 20
 LATEST = 12  # rows of a shard that the page shows as the newest
 
@@ -126,7 +126,7 @@ def csv_lines(found: Iterator[pa.Table]) -> Iterator[bytes]:
 
 def csv_header() -> bytes:
     """The first line of the CSV."""
-    return ",".join(CSV_COLUMNS).encode() + b"\n"
+    return ",".join(TOLD.names).encode() + b"\n"
 
 
 def csv_rows(rows: pa.Table) -> bytes:
@@ -135,7 +135,7 @@ def csv_rows(rows: pa.Table) -> bytes:
     Text that a spreadsheet would run as a formula gets an apostrophe in front (OWASP, "CSV Injection").
     """
     out = io.BytesIO()
-    table = pa.table([_cells(name, rows[name]) for name in CSV_COLUMNS], names=CSV_COLUMNS)
+    table = pa.table([_cells(name, rows[name]) for name in TOLD.names], names=TOLD.names)
     pa.csv.write_csv(table, out, pa.csv.WriteOptions(include_header=False))
     return out.getvalue()
 
@@ -151,4 +151,4 @@ def _cells(name: str, column: pa.ChunkedArray) -> pa.ChunkedArray:
 def jsonl_lines(found: Iterator[pa.Table]) -> Iterator[str]:
     """One JSON object a row."""
     for table in found:
-        yield "".join(json.dumps({k: v for k, v in r.items() if k != "locator"}, ensure_ascii=False) + "\n" for r in table.to_pylist())
+        yield "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table.select(TOLD.names).to_pylist())

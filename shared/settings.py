@@ -30,9 +30,10 @@ class Settings(BaseSettings):
     port: int = Field(8000, ge=1, le=65535, description="port the web listens on")
     allowed_hosts: list[str] = Field([], description="host names the web answers to besides localhost, as a JSON list")
     secret_key: str | None = Field(None, description="signs form tokens; unset: made once and kept in the storage folder")
-    import_roots: list[Path] | None = Field(
+    import_roots: list[str] | None = Field(
         None,
-        description="server folders that may be imported or classified, as a JSON list; unset: any on a loopback address, none otherwise",
+        description="server folders and bucket addresses (s3://bucket/prefix) that may be imported or classified, as a JSON list; "
+        "unset: any folder on a loopback address, none otherwise, and no bucket",
     )
     max_upload_bytes: int = Field(20 * 2**30, ge=1, description="largest upload, bytes")
     max_zip_members: int = Field(1_000_000, ge=1, description="most files in one zip")
@@ -49,6 +50,11 @@ class Settings(BaseSettings):
     max_attempts: int = Field(3, ge=1, description="how often a unit of work is tried when workers die on it")
     child_memory_bytes: int = Field(8 * 2**30, ge=2**28, description="memory limit of a process that decodes images for a dataset, bytes")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+
+    @property
+    def roots(self) -> str:
+        """What `import_roots` names, for messages."""
+        return ", ".join(self.import_roots or ()) or "none is"
 
     @property
     def loopback(self) -> bool:

@@ -68,10 +68,10 @@ class Spec(BaseModel):
 
 
 class FolderSource(Spec):
-    """A folder that the server and its workers can see."""
+    """A folder that the server and its workers can see, or an address of a bucket that they can read."""
 
     kind: Literal["folder"] = "folder"
-    path: str = Field(min_length=1, max_length=4096, description="absolute path on the server")
+    path: str = Field(min_length=1, max_length=4096, description="absolute path on the server, or s3://bucket/prefix")
 
 
 class UploadSource(Spec):

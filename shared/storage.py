@@ -20,6 +20,7 @@ import json
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -54,9 +55,10 @@ class Storage:
         try:
             self.write(probe, b"")
             self.delete(probe)
-        except OSError as error:
+        except store_errors() as error:
+            why = getattr(error, "strerror", None) or error
             raise Unavailable(
-                f"The storage {self.url} cannot be written ({error.strerror or error}). Check its permissions and free space, or set DARKROOM_STORAGE."
+                f"The storage {self.url} cannot be written ({why}). Check its permissions and free space, or set DARKROOM_STORAGE."
             ) from error
 
     # -- reading ------------------------------------------------------------------------------------------------------
@@ -203,6 +205,12 @@ class Storage:
         except FileExistsError:
             return False
         return True
+
+
+def store_errors() -> tuple[type[Exception], ...]:
+    """What reading and writing may raise when a store is away or refuses; s3fs lets through some errors of the library below it."""
+    botocore = sys.modules.get("botocore.exceptions")
+    return (OSError, *((botocore.BotoCoreError,) if botocore else ()))
 
 
 def versions(storage: Storage, parent: str) -> list[int]:

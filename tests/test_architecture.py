@@ -87,7 +87,7 @@ def test_every_route_of_the_api_is_in_its_page_and_the_other_way_round(tmp_path)
 
 
 def test_every_column_of_the_results_is_in_the_api_page():
-    from shared.results import CSV_COLUMNS
+    from shared.results import TOLD
 
     page = (ROOT / "docs" / "api.md").read_text()
-    assert all(f"`{column}`" in page for column in CSV_COLUMNS)
+    assert all(f"`{column}`" in page for column in TOLD.names)

@@ -171,19 +171,21 @@ def test_the_result_is_what_was_published(trained):
 def test_the_exact_network_looks_again_at_as_few_images_as_will_do():
     lead = np.linspace(0.001, 1, 1000)
     wrong = np.zeros(1000, bool)
-    assert told(wrong, lead, 0.99) == {"offered": True, "agreement": 1.0, "images": 1000, "close": 0.0, "twice": 0.0}
+    assert told(wrong, lead) == {"offered": True, "agreement": 1.0, "images": 1000, "close": 0.0, "twice": 0.0}
     wrong[:15] = True  # closer than 0.016
-    assert told(wrong, lead, 0.99) == {"offered": True, "agreement": 0.994, "images": 1000, "close": 0.01, "twice": 0.009}
-    assert told(wrong, lead, 0.998) == {"offered": True, "agreement": 1.0, "images": 1000, "close": 0.02, "twice": 0.019}
-    wrong[500:520] = True  # far from close
-    assert told(wrong, lead, 0.99) == {"offered": False, "agreement": 0.965, "images": 1000}
-    assert not told(lead < 0.4, lead / 4, 0.99)["offered"]  # it would look at more than a tenth of them
+    assert told(wrong, lead) == {"offered": True, "agreement": 1.0, "images": 1000, "close": 0.02, "twice": 0.019}
+    wrong[500:505] = True  # far from close: a larger lead does not help
+    assert told(wrong, lead) == {"offered": True, "agreement": 0.995, "images": 1000, "close": 0.02, "twice": 0.019}
+    wrong[505:520] = True
+    assert told(wrong, lead) == {"offered": False, "agreement": 0.98, "images": 1000, "close": 0.02, "twice": 0.019}
+    many = told(lead < 0.4, lead / 4)  # as close as 0.1: it would look at four in ten
+    assert (many["offered"], many["twice"] <= 0.05) == (False, True)
 
 
 def test_an_int8_form_is_judged_on_the_validation_images_and_offered_only_if_it_is_good(trained):
     int8 = trained["info"]["int8"]
     assert int8["images"] == trained["info"]["valid_images"]
-    assert int8["offered"] == (int8["agreement"] >= 0.99) == ("close" in int8)
+    assert int8["offered"] == (int8["agreement"] >= 0.99)
     assert trained["info"]["libraries"].keys() >= {"torch", "fastai", "openvino", "nncf"}
 
 

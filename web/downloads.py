@@ -50,9 +50,9 @@ def streamed_decisions(storage: Storage, batch: str, form: str) -> Response:
 def parquet_chunks(tables: Iterator[pa.Table]) -> Iterator[bytes]:
     """A Parquet file in pieces, a row group a table."""
     sink = _Sink()
-    with pq.ParquetWriter(sink, results.ROWS, compression="zstd") as writer:
+    with pq.ParquetWriter(sink, results.TOLD, compression="zstd") as writer:
         for table in tables:
-            writer.write_table(table.cast(results.ROWS))
+            writer.write_table(table.select(results.TOLD.names).cast(results.TOLD))
             yield sink.taken()
     yield sink.taken()
 

@@ -1,7 +1,9 @@
 """Pictures for the pages: thumbnails made once and kept, originals as downloads. Nothing is served as it was uploaded but as an attachment."""
 
+import hashlib
 import io
 import re
+import threading
 from functools import lru_cache
 
 from flask import Blueprint, Response, request
@@ -19,6 +21,7 @@ blueprint = Blueprint("images", __name__)
 SIDES = (96, 144, 224, 448, 896)
 FOR_EVER = "public, max-age=31536000, immutable"  # the address holds the hash of the bytes, or an item that never changes
 LOCKED = "default-src 'none'; sandbox"
+DECODING = threading.BoundedSemaphore(2)  # pictures in hand: the largest that is allowed takes some hundred megabytes
 
 
 @blueprint.get("/images/<sha256>.<ext>/thumb")
@@ -90,9 +93,10 @@ def _kept(storage: Storage, sha256: str, side: int) -> bytes | None:
 
 
 def _keep(storage: Storage, sha256: str, side: int, data: bytes) -> bytes:
-    """Make a thumbnail, and keep it under the hash of the picture if that is known. Raises BadImage."""
-    made = thumbnail(data, side)
-    if sha256:
+    """Make a thumbnail, and keep it under the hash of the picture if these are its bytes: a file may have changed. Raises BadImage."""
+    with DECODING:
+        made = thumbnail(data, side)
+    if sha256 == hashlib.sha256(data).hexdigest():
         storage.write(_thumb_key(sha256, side), made, durable=False)
     return made
 

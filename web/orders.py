@@ -9,7 +9,7 @@ from typing import Any
 
 from shared import datasets, models, review
 from shared.errors import Conflict, Invalid, Unavailable
-from shared.items import Source, check_folder
+from shared.items import Source, check_place
 from shared.items import check as check_source
 from shared.jobs import Job, State, keep_record
 from shared.queue import list_of, send
@@ -86,7 +86,7 @@ def _settle_source(backend: Backend, source: Source) -> Source:
     check_source(source, storage, backend.settings)
     match source:
         case FolderSource():
-            return FolderSource(path=str(check_folder(source.path, backend.settings)))
+            return FolderSource(path=check_place(source.path, backend.settings))
         case UrlsSource():
             return ListSource(id=keep_addresses(backend, source.urls))
         case DatasetSource():

@@ -63,7 +63,7 @@ def finish(spec: ClassifySpec, job: str, started: float, storage: Storage, progr
     with (
         storage.writing(f"{base}/results.csv") as csv,
         storage.writing(f"{base}/results.parquet") as parquet,
-        pq.ParquetWriter(parquet, results.ROWS, compression="zstd") as writer,
+        pq.ParquetWriter(parquet, results.TOLD, compression="zstd") as writer,
     ):
         csv.write(results.csv_header())
         for name in names:
@@ -76,7 +76,7 @@ def finish(spec: ClassifySpec, job: str, started: float, storage: Storage, progr
             if name == names[-1] or sum(map(len, waiting)) >= RESULT_GROUP:
                 table, waiting = pa.concat_tables(waiting), []
                 csv.write(results.csv_rows(table))
-                writer.write_table(table)
+                writer.write_table(table.select(results.TOLD.names))
             progress.update(phase="finishing", gathered=counts["done"])
     if portions.planned(storage, job) != (counts["done"], True):
         raise AssertionError(f"the shards hold {counts['done']} items, and planned were {portions.planned(storage, job)}")

@@ -60,8 +60,8 @@ class Warm:
     reader: tuple[str, ItemReader] | None = None  # of the batch in hand
 
     def __post_init__(self) -> None:
-        # files of an object store are waited for; local ones keep a core busy each
-        self.decoding = ThreadPoolExecutor(self.cores if self.storage.is_local else 4 * self.cores + 8, "decode")
+        self.decoding = ThreadPoolExecutor(self.cores, "decode")
+        self.waiting = ThreadPoolExecutor(4 * self.cores + 8, "wait")  # files of an object store are waited for
         self.fetching = ThreadPoolExecutor(2, "fetch")
         self.unpacking = ThreadPoolExecutor(1, "unpack")
 
@@ -219,8 +219,14 @@ class Reading:
             item = self.items[self.submitted]
             if _is_address(item) and item["item_id"] not in self.fetched:
                 self._fetch(self.submitted)
-            self.futures.append(self.warm.decoding.submit(self._read, item, self.fetched.pop(item["item_id"], None)))
+            threads = self.warm.decoding if self._is_at_hand(item) else self.warm.waiting
+            self.futures.append(threads.submit(self._read, item, self.fetched.pop(item["item_id"], None)))
             self.submitted += 1
+
+    def _is_at_hand(self, item: dict[str, Any]) -> bool:
+        """Whether reading an item keeps a core busy and does not wait; an address is fetched elsewhere before it is read."""
+        place = item["locator"].partition(":")[0]
+        return place != "bucket" and (self.warm.storage.is_local or place in {"file", "path", "http", "https", "error"})
 
     def _fetch(self, start: int) -> None:
         """Fetch the next addresses together; few at a time, for each may have as many bytes as the limit allows."""
