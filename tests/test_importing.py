@@ -245,7 +245,7 @@ def test_a_folder_without_pictures_is_refused(room):
 
 
 def test_a_folder_outside_the_allowed_ones_is_refused(tmp_path):
-    room = Room(tmp_path, import_roots=[tmp_path / "elsewhere"])
+    room = Room(tmp_path, import_roots=[str(tmp_path / "elsewhere")])
     room.put(*four())
     refused(room, "DARKROOM_IMPORT_ROOTS")
 

@@ -158,7 +158,7 @@ def test_only_folders_below_the_allowed_roots_may_be_named(tmp_path):
     inside.mkdir()
     outside.mkdir()
     (inside / "link").symlink_to(outside)
-    allowed = Settings(import_roots=[inside])
+    allowed = Settings(import_roots=[str(inside)])
     assert check_folder(str(inside), allowed) == inside
     for path in (outside, inside / "link", inside / ".." / "out"):
         with pytest.raises(Invalid, match="DARKROOM_IMPORT_ROOTS"):
@@ -332,7 +332,7 @@ def test_a_path_in_a_list_is_read_only_below_the_allowed_folders_with_links_reso
         (folder / "100%25 1.png").write_bytes(png())
     (inside / "link.png").symlink_to(outside / "100%25 1.png")
     (inside / "loop.png").symlink_to(inside / "loop.png")
-    reader = ItemReader(storage, 10**6, Settings(import_roots=[inside]))
+    reader = ItemReader(storage, 10**6, Settings(import_roots=[str(inside)]))
     assert reader.read(locator_of(f"{inside}/100%25 1.png")) == png()
     for name, code in [
         (outside / "100%25 1.png", "forbidden"),

@@ -121,7 +121,7 @@ def test_without_any_redis_a_worker_says_how_to_get_one(tmp_path):
 
 
 def test_settings_pass_through_the_environment_unchanged(monkeypatch, tmp_path):
-    settings = Settings(storage=str(tmp_path), import_roots=[tmp_path], fetch_allow=["127.0.0.0/8"], lease_seconds=3.5, port=8123)
+    settings = Settings(storage=str(tmp_path), import_roots=[str(tmp_path)], fetch_allow=["127.0.0.0/8"], lease_seconds=3.5, port=8123)
     for name, value in environment(settings).items():
         monkeypatch.setenv(name, value)
     assert Settings() == settings
