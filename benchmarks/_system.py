@@ -240,13 +240,14 @@ class Installation:
 # -- models -----------------------------------------------------------------------------------------------------------------
 
 
-def trained(name: str, spec: dict[str, Any], images: Path) -> Path:
+def trained(name: str, images: Path, *specs: dict[str, Any]) -> Path:
     """A storage with the model `name`, trained by Darkroom on a folder per class; kept between runs.
 
-    `spec` is that of a training without dataset and model. Another spec, other images or other libraries train anew.
+    `specs` are those of trainings without dataset and model; each after the first starts from the model that the one before it
+    made, and the last makes `name`. Other specs, images or libraries train anew.
     """
     files = sorted(path.relative_to(images).as_posix() for path in images.rglob("*.*"))
-    key = hashlib.sha256(json.dumps([name, spec, files, _version("torch"), _version("openvino"), _version("nncf")]).encode()).hexdigest()[
+    key = hashlib.sha256(json.dumps([name, specs, files, _version("torch"), _version("openvino"), _version("nncf")]).encode()).hexdigest()[
         :12
     ]
     home = CACHE / f"{name}-{key}"
@@ -255,7 +256,7 @@ def trained(name: str, spec: dict[str, Any], images: Path) -> Path:
     say(f"training {name} on {len(files):,} images, once; it stays in {home}")
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=_made(CACHE)) as part:
         # a process of its own: torch, its threads and a GPU's memory go with it
-        process = get_context("spawn").Process(target=_train, args=(name, spec, images, Path(part) / "store"))
+        process = get_context("spawn").Process(target=_train, args=(name, images, specs, Path(part) / "store"))
         process.start()
         process.join()
         if process.exitcode:
@@ -264,7 +265,7 @@ def trained(name: str, spec: dict[str, Any], images: Path) -> Path:
     return home
 
 
-def _train(name: str, spec: dict[str, Any], images: Path, store: Path) -> None:
+def _train(name: str, images: Path, specs: tuple[dict[str, Any], ...], store: Path) -> None:
     """Import and train with the plain functions of the pipeline."""
     from shared.specs import parse
     from shared.storage import Storage
@@ -276,9 +277,13 @@ def _train(name: str, spec: dict[str, Any], images: Path, store: Path) -> None:
     storage = Storage(settings.storage, settings.cache)
     order = parse("import", {"dataset": name, "source": {"kind": "folder", "path": str(images)}})
     import_dataset(order, "bench-import", storage, settings, Progress(_ignore))
-    order = parse("train", {**spec, "dataset": name, "version": 1, "model": name})
-    result = train(order, "bench-train", storage, settings, Progress(_tell()))
-    say(f"trained {name} in {result['train_seconds']:.0f} s; error rate {result['error_rate']:.1%}")
+    start: dict[str, str] = {}
+    for left, spec in reversed(list(enumerate(reversed(specs)))):
+        model = f"{name}-{left}" if left else name
+        order = parse("train", {**spec, **start, "dataset": name, "version": 1, "model": model})
+        result = train(order, f"bench-{model}", storage, settings, Progress(_tell()))
+        start = {"start": model}
+        say(f"trained {model} in {result['train_seconds']:.0f} s; error rate {result['error_rate']:.1%}")
 
 
 def _ignore(_: dict[str, Any]) -> None:

@@ -24,8 +24,9 @@ from worker.app import device
 
 SECTION = "bench-classify"
 PRECISIONS = ("exact", "fast", "int8")
-# from scratch, as no ImageNet weights need to be at hand: enough to be sure of most pictures, small enough to wait for
-FROM_SCRATCH = {"pretrained": False, "epochs": 2, "augment": "light", "image_size": 224, "base_lr": 5e-3}
+# no ImageNet weights need to be at hand: from scratch on small pictures, which is quick, and on from there with large ones
+FROM_SCRATCH = {"start": "scratch", "epochs": 12, "augment": "light", "image_size": 96, "base_lr": 5e-3}
+ENLARGED = {"epochs": 2, "frozen_epochs": 0, "augment": "light", "image_size": 224, "base_lr": 5e-3}
 FINE_TUNED = {"arch": "squeezenet1_0", "epochs": 1, "frozen_epochs": 1, "image_size": 224}
 WARM_UP = 64  # photographs of the batch that warms a worker up
 OTHERS = ("predict", "get_preds_0", "get_preds_2", "get_preds_last", "ray_tasks", "ray_actors")  # of benchmarks/contenders.py
@@ -86,7 +87,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=1500, help="label so many photographs; 0: all")
     parser.add_argument("--few", type=int, default=200, help="photographs for learn.predict, which is slow")
     parser.add_argument("--arch", default="resnet18", help="network that is measured, trained from scratch")
-    parser.add_argument("--epochs", type=int, default=FROM_SCRATCH["epochs"], help="epochs of its training")
+    parser.add_argument("--epochs", type=int, default=FROM_SCRATCH["epochs"], help="epochs of its training on small pictures")
     parser.add_argument("--runs", type=int, default=3, help="rounds")
     parser.add_argument("--dry", action="store_true", help="leave docs/benchmarks.md as it is")
     args = parser.parse_args()
@@ -99,14 +100,16 @@ def _models(args: argparse.Namespace, train: Path) -> dict[str, Path]:
     from worker.training.weights import weights_file
 
     found = {
-        args.arch.replace("_", "-"): trained(args.arch.replace("_", "-"), {**FROM_SCRATCH, "arch": args.arch, "epochs": args.epochs}, train)
+        (name := args.arch.replace("_", "-")): trained(
+            name, train, {**FROM_SCRATCH, "arch": args.arch, "epochs": args.epochs}, {**ENLARGED, "arch": args.arch}
+        )
     }
     try:
         present = weights_file(FINE_TUNED["arch"]).exists()
     except DarkroomError:
         present = False
     if present:
-        found["squeezenet"] = trained("squeezenet", FINE_TUNED, train)
+        found["squeezenet"] = trained("squeezenet", train, FINE_TUNED)
     else:
         say("no ImageNet weights of squeezenet1_0 where TORCH_HOME points: its labels are not compared")
     return found

@@ -42,7 +42,7 @@ def main() -> int:
     args = parser.parse_args()
     with bench_folder() as home:
         pictures = write_digits(home / "digits")
-        bench = Bench(home, sorted(pictures.rglob("*.png")), trained(MODEL, TRAINING, pictures))
+        bench = Bench(home, sorted(pictures.rglob("*.png")), trained(MODEL, pictures, TRAINING))
         lines, facts = _measure(bench, args.items)
     conclude(SECTION, lines, facts, write=not args.dry)
     return 0

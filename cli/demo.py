@@ -21,7 +21,7 @@ from shared.settings import Settings
 DATASET = MODEL = "digits"
 SIDE = 32  # pixels; the scans were 32 x 32 before they were reduced to 8 x 8
 # small scans of upright digits: from scratch, without flips; 0.9 to 2.2 % errors over three seeds
-TRAINING = {"pretrained": False, "image_size": SIDE, "min_scale": 0.8, "augment": "light", "epochs": 8, "base_lr": 5e-3}
+TRAINING = {"start": "scratch", "image_size": SIDE, "min_scale": 0.8, "augment": "light", "epochs": 8, "base_lr": 5e-3}
 
 
 def demo(settings: Settings, once: bool = False, as_json: bool = False) -> int:

@@ -64,6 +64,16 @@ def report(storage: Storage, name: str, version: int) -> dict[str, Any]:
     return storage.read_json(key(name, version, "report.json"))  # type: ignore[no-any-return]
 
 
+def check_start(info: dict[str, Any], arch: str) -> None:
+    """Raises Invalid unless a training of the architecture can start from the model with this info."""
+    if info["arch"] != arch:
+        raise Invalid(
+            f"{info['model']}/v{info['version']} is a {info['arch']}, and its weights do not fit a {arch}. "
+            f"Choose {info['arch']}, or start from something else.",
+            field="start",
+        )
+
+
 def all_versions(storage: Storage, name: str) -> list[dict[str, Any]]:
     """The info of every version of a model, newest first. Raises NotFound."""
     resolve(storage, name)

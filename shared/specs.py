@@ -56,9 +56,17 @@ def check_model_ref(value: str) -> str:
     return value
 
 
+def check_start(value: str) -> str:
+    """Where a training starts from, as it was given: `imagenet`, `scratch` or a model reference. Raises ValueError."""
+    if value not in {"imagenet", "scratch"} and not MODEL_REF.fullmatch(value):
+        raise ValueError("a training starts from imagenet, from scratch, or from a model named as name or name/v3")
+    return value
+
+
 Name = Annotated[str, AfterValidator(check_name)]
 ClassName = Annotated[str, AfterValidator(check_class_name)]
 ModelRef = Annotated[str, AfterValidator(check_model_ref)]
+Start = Annotated[str, AfterValidator(check_start)]
 
 
 class Spec(BaseModel):
@@ -175,7 +183,11 @@ class TrainSpec(Spec):
     version: int | None = Field(None, ge=1, title="Dataset version", description="empty: the newest when the job is submitted")
     model: Name | None = Field(None, title="Model name", description="empty: the dataset's name; an existing model gets a new version")
     arch: str = Field("resnet18", title="Architecture", description="network: " + ", ".join(ARCHITECTURES))
-    pretrained: bool = Field(True, title="ImageNet weights", description="start from ImageNet weights; otherwise from scratch")
+    start: Start = Field(
+        "imagenet",
+        title="Start from",
+        description="imagenet: ImageNet weights; scratch: chance; or one of your models with the same architecture, as name or name/v3",
+    )
     epochs: int = Field(4, ge=1, le=500, title="Epochs", description="epochs that train the whole network")
     frozen_epochs: int = Field(
         1, ge=0, le=100, title="Frozen epochs", description="epochs before those that train the new head alone; none from scratch"
@@ -189,10 +201,25 @@ class TrainSpec(Spec):
     )
     batch_size: int = Field(64, ge=2, le=2048, title="Batch size", description="images a step")
     base_lr: float = Field(2e-3, gt=0, le=1, title="Learning rate", description="fine_tune's base learning rate")
+    mixed_precision: Literal["auto", "on", "off"] = Field(
+        "auto",
+        title="Mixed precision",
+        description="train with 16 bits where that loses nothing, which takes half the time; auto: where the processor or GPU has them",
+    )
     valid_pct: float = Field(0.2, ge=0.01, le=0.9, title="Validation share", description="share of the images kept for validation")
     seed: int = Field(42, ge=0, le=2**31 - 1, title="Seed", description="of the split and of training")
     parent: ModelRef | None = Field(None, title="Retrain of", description="the model version whose form this was, kept as lineage")
     notes: str = Field("", max_length=2000, title="Notes", description="kept with the model")
+
+    @property
+    def from_model(self) -> bool:
+        """Whether training starts from one of our models."""
+        return self.start not in {"imagenet", "scratch"}
+
+    @property
+    def frozen(self) -> int:
+        """Epochs that train the head alone: none from scratch, where no body is worth freezing."""
+        return 0 if self.start == "scratch" else self.frozen_epochs
 
     @field_validator("arch")
     @classmethod

@@ -77,7 +77,7 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     storage = Storage(settings.storage, settings.cache)
     source = {"kind": "folder", "path": str(digits)}
     import_dataset(parse("import", {"dataset": "digits", "source": source}), "job-import", storage, settings, Progress(lambda _: None))
-    spec = {"dataset": "digits", "pretrained": False, "image_size": 32, "epochs": 6, "augment": "none", "base_lr": 2e-3, "batch_size": 16}
+    spec = {"dataset": "digits", "start": "scratch", "image_size": 32, "epochs": 6, "augment": "none", "base_lr": 2e-3, "batch_size": 16}
     train(parse("train", {**spec, "version": 1, "model": "digits"}), "job-train", storage, settings, Progress(lambda _: None))
     (settings.cache / "engines").mkdir(exist_ok=True)
     load(storage.local("models/digits/v0001/info.json").parent, "fast", settings.cache)  # converted once, and not by each test's worker

@@ -70,7 +70,7 @@ def order_batch(backend, folder, **more):
 
 
 def order_training(backend, **more):
-    spec = {"dataset": "digits", "model": "slow", "pretrained": False, "image_size": 32, "epochs": 300, "batch_size": 16, **more}
+    spec = {"dataset": "digits", "model": "slow", "start": "scratch", "image_size": 32, "epochs": 300, "batch_size": 16, **more}
     return submit(backend, "train", spec).id
 
 

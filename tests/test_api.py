@@ -205,6 +205,16 @@ def test_a_spec_that_does_not_fit_is_refused_with_its_field(client: FlaskClient,
     assert client.get(f"{API}/jobs").json == {"jobs": [], "next": None}
 
 
+def test_a_training_starts_from_a_version_of_a_model_that_fits(client: FlaskClient, storage: Storage, tmp_path: Path) -> None:
+    make_dataset(storage, tmp_path / "d")
+    make_model(storage, tmp_path / "m", "zoo")
+    order = {"dataset": "animals", "start": "zoo"}
+    answer = client.post(f"{API}/trainings", json={**order, "arch": "squeezenet1_0"})
+    assert assert_problem(answer, 422, "zoo/v1 is a resnet18")["field"] == "start"
+    assert_problem(client.post(f"{API}/trainings", json={**order, "start": "nobody"}), 404, "no model 'nobody'")
+    assert client.post(f"{API}/trainings", json=order).json["spec"]["start"] == "zoo/v1"  # type: ignore[index]
+
+
 def test_a_dataset_of_one_class_cannot_be_trained_on(client: FlaskClient, storage: Storage, tmp_path: Path) -> None:
     make_dataset(storage, tmp_path / "d", labels=("cat",))
     assert_problem(client.post(f"{API}/trainings", json={"dataset": "animals"}), 422, "needs two or more")

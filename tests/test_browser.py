@@ -95,7 +95,7 @@ def test_from_a_zip_to_labels_and_to_a_retrain(page, zipped, digits):
     page.goto("/trainings/new?dataset=scans")
     fill(page, epochs=6, image_size=32)
     page.locator("details.more summary").click()
-    page.locator("[name=pretrained][type=checkbox]").uncheck()
+    page.select_option("[name=start]", "scratch")
     fill(page, augment="none", batch_size=16, base_lr=0.005)
     page.get_by_role("button", name="Train").click()
     expect(page.locator("table tbody tr:visible").first).to_be_visible(timeout=MINUTES)

@@ -333,14 +333,14 @@ def train(store: JobStore, job: Job) -> None:
 def test_a_training_is_followed_with_a_line_an_epoch(run: Run, backend: Backend, tmp_path: Path, working: Any) -> None:
     make_dataset(backend.storage, tmp_path / "d")
     working(train)
-    done = run("train", "animals", "--epochs", "1", "--no-pretrained", "--wait")
+    done = run("train", "animals", "--epochs", "1", "--start", "scratch", "--wait")
     assert done.exit_code == 0, done.stderr
     lines = [line.split() for line in done.stderr.splitlines()]
     assert ["1", "head", "0.5000", "0.2500", "0.5000", "1", "min"] in lines
     assert ["2", "0.5000", "0.2500", "0.1250", "1", "min"] in lines
     assert "error rate  0.125" in done.stdout
     spec = backend.store.page(1)[0].spec
-    assert (spec["epochs"], spec["pretrained"]) == (1, False)
+    assert (spec["epochs"], spec["start"]) == (1, "scratch")
 
 
 def test_with_json_the_value_is_all_there_is_on_standard_output(run: Run, backend: Backend, tmp_path: Path, working: Any) -> None:

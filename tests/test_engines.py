@@ -51,14 +51,14 @@ def saved(folder, arch="squeezenet1_1", classes=("a", "b"), **changes):
     return folder
 
 
-@pytest.mark.parametrize(("arch", "pretrained"), [("resnet18", False), ("squeezenet1_1", False), ("squeezenet1_1", True)])
-def test_exact_probabilities_are_those_of_the_exported_learner(tmp_path, monkeypatch, arch, pretrained):
+@pytest.mark.parametrize(("arch", "start"), [("resnet18", "scratch"), ("squeezenet1_1", "scratch"), ("squeezenet1_1", "imagenet")])
+def test_exact_probabilities_are_those_of_the_exported_learner(tmp_path, monkeypatch, arch, start):
     # Given a model trained on pictures of all shapes, from scratch or from weights that want ImageNet's normalisation
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     random_weights(arch, tmp_path / "torch")
     settings, storage = place(tmp_path)
     rows = publish(storage, tmp_path / "files", stripes())
-    spec = TrainSpec(**SPEC | {"arch": arch, "pretrained": pretrained, "batch_size": 4, "image_size": 48, "valid_pct": 0.4})
+    spec = TrainSpec(**SPEC | {"arch": arch, "start": start, "batch_size": 4, "image_size": 48, "valid_pct": 0.4})
     train(spec, "job1", storage, settings, Progress(lambda _: None))
     # When its validation pictures are classified here, and predicted by the export in fastai
     folder = storage.local(models.key("digits", 1, "info.json")).parent
@@ -71,7 +71,7 @@ def test_exact_probabilities_are_those_of_the_exported_learner(tmp_path, monkeyp
     ours = load(folder, "exact", settings.cache)(pixels[True])
     # Then they are equal
     assert len(keys) >= 4
-    assert (models.info(storage, "digits", 1)["mean"] is not None) == pretrained
+    assert (models.info(storage, "digits", 1)["mean"] is not None) == (start == "imagenet")
     np.testing.assert_allclose(ours, theirs, atol=1e-4)
     # And torch's engine, for machines with a GPU or without OpenVINO, answers the same
     plain = engines._torch(folder, engines.read_info(folder))

@@ -344,15 +344,10 @@ def test_retrain_is_filled_in_with_what_made_the_model(client: FlaskClient, fill
 
 
 def test_a_training_is_ordered_and_its_job_shown(client: FlaskClient, filled: SimpleNamespace) -> None:
-    answer = post(client, "/trainings/new?dataset=clothing", "/trainings/new", dataset="clothing", epochs="2", pretrained="1", parent="")
+    answer = post(client, "/trainings/new?dataset=clothing", "/trainings/new", dataset="clothing", epochs="2", start="scratch", parent="")
     assert answer.status_code == 303
     job = filled.store.get(answer.location.rsplit("/", 1)[1])
-    assert (job.kind, job.spec["epochs"], job.spec["version"], job.spec["pretrained"]) == ("train", 2, 1, True)
-
-
-def test_a_box_that_is_not_ticked_is_false(client: FlaskClient, filled: SimpleNamespace) -> None:
-    answer = post(client, "/trainings/new?dataset=clothing", "/trainings/new", dataset="clothing")
-    assert filled.store.get(answer.location.rsplit("/", 1)[1]).spec["pretrained"] is False
+    assert (job.kind, job.spec["epochs"], job.spec["version"], job.spec["start"]) == ("train", 2, 1, "scratch")
 
 
 def test_a_scrape_is_ordered_from_lines(client: FlaskClient, filled: SimpleNamespace) -> None:

@@ -199,7 +199,7 @@ def kill_child_when(ready):
     return thread
 
 
-LONG = {"dataset": "digits", "version": 1, "model": "slow", "pretrained": False, "image_size": 32, "epochs": 200, "batch_size": 16}
+LONG = {"dataset": "digits", "version": 1, "model": "slow", "start": "scratch", "image_size": 32, "epochs": 200, "batch_size": 16}
 
 
 def test_a_training_whose_process_is_killed_failed_and_says_so(worker):

@@ -17,7 +17,7 @@ def refused(kind, match, **data):
 def test_a_training_has_the_courses_defaults():
     spec = parse("train", {"dataset": "wonders"})
     assert (spec.arch, spec.image_size, spec.min_scale, spec.epochs, spec.frozen_epochs) == ("resnet18", 224, 0.5, 4, 1)
-    assert (spec.valid_pct, spec.seed, spec.base_lr, spec.pretrained, spec.augment) == (0.2, 42, 2e-3, True, "course")
+    assert (spec.valid_pct, spec.seed, spec.base_lr, spec.start, spec.augment) == (0.2, 42, 2e-3, "imagenet", "course")
 
 
 @pytest.mark.parametrize("name", ["", "../up", "a/b", "a b", 'a"b', "<b>", "UPPER", ".hidden", "-x", "a" * 64, "naïve", "a\n", "a\0"])

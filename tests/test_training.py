@@ -32,16 +32,17 @@ from shared.specs import ARCHITECTURES, TrainSpec
 from shared.storage import Storage
 from worker.progress import Progress
 from worker.training import _told_when_memory_runs_out, train
+from worker.training.live import Live
 from worker.training.pictures import Sample, is_plain, prepare
 from worker.training.precisions import told
-from worker.training.recipe import build_learner, loader_workers
+from worker.training.recipe import build_learner, fit, loader_workers
 from worker.training.report import wilson
-from worker.training.weights import fetch_weights, weights_file
+from worker.training.weights import class_remarks, fetch_weights, origin_of, weights_file
 
 SPEC = {
     "dataset": "digits",
     "arch": "squeezenet1_1",
-    "pretrained": False,
+    "start": "scratch",
     "epochs": 1,
     "image_size": 32,
     "augment": "light",
@@ -233,8 +234,8 @@ def test_the_export_holds_no_path_of_this_machine(trained):
     assert str(trained["settings"].cache.parent).encode() not in trained["storage"].read(models.key("digits", 1, "export.pkl"))
 
 
-@pytest.mark.parametrize("pretrained", [True, False])
-def test_the_learner_is_the_one_of_the_course(tmp_path, monkeypatch, pretrained):
+@pytest.mark.parametrize("start", ["imagenet", "scratch"])
+def test_the_learner_is_the_one_of_the_course(tmp_path, monkeypatch, start):
     # Given a folder per class
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     random_weights("squeezenet1_1", tmp_path / "torch")
@@ -244,7 +245,7 @@ def test_the_learner_is_the_one_of_the_course(tmp_path, monkeypatch, pretrained)
     files = sorted(tmp_path.glob("digit*/*.png"))
     splits = [[i for i in range(30) if i % 5], list(range(0, 30, 5))]
     # When a learner is built here, and with fastai's data block
-    spec = TrainSpec(**SPEC | {"pretrained": pretrained, "augment": "course"})
+    spec = TrainSpec(**SPEC | {"start": start, "augment": "course"})
     ours = build_learner(spec, [Sample("", "png", f.parent.name, not i % 5, f, 32 * 32) for i, f in enumerate(files)])
     set_seed(42, reproducible=True)
     block = DataBlock(
@@ -254,7 +255,7 @@ def test_the_learner_is_the_one_of_the_course(tmp_path, monkeypatch, pretrained)
         item_tfms=RandomResizedCrop(32, min_scale=0.5),
         batch_tfms=aug_transforms(),
     )
-    theirs = vision_learner(block.dataloaders(files, bs=16, num_workers=0), squeezenet1_1, pretrained=pretrained)
+    theirs = vision_learner(block.dataloaders(files, bs=16, num_workers=0), squeezenet1_1, pretrained=start == "imagenet")
     # Then they start from the same weights and are shown the same first batch
     expected = theirs.model.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in ours.model.state_dict().items())
@@ -304,7 +305,7 @@ def test_a_loss_that_is_no_number_is_a_sentence_and_no_model(ready, tmp_path, mo
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     random_weights("squeezenet1_1", tmp_path / "torch", scale=1e20)
     with pytest.raises(DarkroomError, match="smaller learning rate"):
-        train(TrainSpec(**SPEC | {"pretrained": True}), "job1", storage, settings, Progress(lambda _: None))
+        train(TrainSpec(**SPEC | {"start": "imagenet"}), "job1", storage, settings, Progress(lambda _: None))
     assert nothing_stays(settings, storage)
 
 
@@ -358,12 +359,69 @@ def test_from_weights_the_head_is_trained_first(ready, tmp_path, monkeypatch, fr
     settings, storage = ready
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     random_weights("squeezenet1_1", tmp_path / "torch")
-    spec = TrainSpec(**SPEC | {"pretrained": True, "frozen_epochs": frozen_epochs})
+    spec = TrainSpec(**SPEC | {"start": "imagenet", "frozen_epochs": frozen_epochs})
     train(spec, "job1", storage, settings, Progress(lambda _: None))
     info = models.info(storage, "digits", 1)
     assert [row["frozen"] for row in info["epochs"]] == [True] * frozen_epochs + [False]
     assert info["weights"] == weights_file("squeezenet1_1").name
     assert info["mean"] == [0.485, 0.456, 0.406]
+
+
+def a_few(folder, labels):
+    """Samples, two a label."""
+    (folder / "x.png").write_bytes(digits(per_class=1)[0][1])
+    return [Sample("", "png", label, bool(i), folder / "x.png", 32 * 32) for label in labels for i in range(2)]
+
+
+def test_a_training_from_a_model_starts_with_what_it_knows_of_each_class(trained, tmp_path):
+    storage = trained["storage"]
+    spec = TrainSpec(**SPEC | {"start": "digits/v1"})
+    origin = origin_of(spec, storage)
+    learner = build_learner(spec, a_few(tmp_path, ["digit 0", "digit 2", "hat"]), origin)
+    untouched = build_learner(TrainSpec(**SPEC), a_few(tmp_path, ["digit 0", "digit 2", "hat"])).model.state_dict()
+    last = list(untouched)[-1]
+    for key, value in learner.model.state_dict().items():
+        if key != last:
+            assert torch.equal(value, origin.weights[key])
+    now, before = learner.model.state_dict()[last], origin.weights[last]
+    assert torch.equal(now[0], before[0])
+    assert torch.equal(now[1], before[2])
+    assert torch.equal(now[2], untouched[last][2])
+    assert class_remarks(["digit 0", "digit 2", "hat"], origin) == [
+        "New since digits/v1, and so learned from nothing: 'hat'.",
+        "In digits/v1 but not in this dataset, and so forgotten: 'digit 1'.",
+    ]
+
+
+def test_a_model_made_from_another_says_so(trained):
+    storage, settings = trained["storage"], trained["settings"]
+    made = train(
+        TrainSpec(**SPEC | {"start": "digits", "model": "again", "frozen_epochs": 0}), "job2", storage, settings, Progress(lambda _: None)
+    )
+    info = models.info(storage, "again", made["version"])
+    assert (info["parent"], info["weights"], info["remarks"]) == ("digits/v1", None, [])
+    assert [row["frozen"] for row in info["epochs"]] == [False]
+
+
+def test_a_model_of_another_architecture_is_nothing_to_start_from(trained):
+    with pytest.raises(DarkroomError, match="digits/v1 is a squeezenet1_1, and its weights do not fit a resnet18"):
+        origin_of(TrainSpec(**SPEC | {"start": "digits", "arch": "resnet18"}), trained["storage"])
+
+
+@pytest.mark.parametrize(("wish", "bits"), [("on", torch.bfloat16), ("off", torch.float32)])
+def test_mixed_precision_multiplies_with_16_bits_and_keeps_32(tmp_path, wish, bits):
+    spec = TrainSpec(**SPEC | {"mixed_precision": wish, "epochs": 1})
+    samples = []
+    for i, (label, data) in enumerate(digits(per_class=20)):
+        (tmp_path / f"{i}.png").write_bytes(data)
+        samples.append(Sample("", "png", label, not i % 5, tmp_path / f"{i}.png", 32 * 32))
+    learner = build_learner(spec, samples)
+    seen = set()
+    learner.model[0].register_forward_hook(lambda _, __, out: seen.add(out.dtype))
+    fit(learner, spec, Live(Progress(lambda _: None), spec, learner.dls))
+    assert seen == {bits}
+    assert {p.dtype for p in learner.model.parameters()} == {torch.float32}
+    assert not torch.is_autocast_enabled("cpu")
 
 
 def test_missing_weights_are_a_sentence_that_says_which_file_to_put_where(ready, tmp_path, monkeypatch):
@@ -372,7 +430,7 @@ def test_missing_weights_are_a_sentence_that_says_which_file_to_put_where(ready,
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # refused at once, with and without a network
     monkeypatch.setattr(urllib.request, "_opener", None)  # it would remember the proxies of an earlier download
     with pytest.raises(DarkroomError) as raised:
-        train(TrainSpec(**SPEC | {"pretrained": True}), "job1", storage, settings, Progress(lambda _: None))
+        train(TrainSpec(**SPEC | {"start": "imagenet"}), "job1", storage, settings, Progress(lambda _: None))
     path = tmp_path / "torch" / "hub" / "checkpoints" / "squeezenet1_1-b8a52dc0.pth"
     assert str(path) in str(raised.value)
     assert "from scratch" in str(raised.value)

@@ -18,7 +18,7 @@ from web.jobs import training_charts
 
 blueprint = Blueprint("models", __name__)
 COMMON = ("dataset", "arch", "epochs", "image_size")
-RARE = ("pretrained", "frozen_epochs", "base_lr", "batch_size", "augment", "min_scale", "valid_pct", "seed")
+RARE = ("frozen_epochs", "base_lr", "batch_size", "augment", "min_scale", "mixed_precision", "valid_pct", "seed")
 SHOWN = 96  # mistakes on one page
 
 
@@ -128,7 +128,14 @@ def show_outlook() -> str:
 
 def _form(form: SpecForm) -> str:
     storage = backend().storage
-    return render_template("models/train.html", form=form, common=COMMON, rare=RARE, names=datasets.names(storage), outlook=outlook(form))
+    starts = [
+        "imagenet",
+        "scratch",
+        *(f"{m['model']}/v{m['version']}" for name in models.names(storage) for m in models.all_versions(storage, name)),
+    ]
+    return render_template(
+        "models/train.html", form=form, common=COMMON, rare=RARE, names=datasets.names(storage), starts=starts, outlook=outlook(form)
+    )
 
 
 def outlook(form: SpecForm) -> dict[str, Any] | None:
@@ -137,7 +144,7 @@ def outlook(form: SpecForm) -> dict[str, Any] | None:
     try:
         version = data.get("version")
         info = datasets.info(backend().storage, data.get("dataset", ""), int(version) if version else None)
-        epochs = int(data["epochs"]) + (int(data["frozen_epochs"]) if data["pretrained"] else 0)
+        epochs = int(data["epochs"]) + (int(data["frozen_epochs"]) if data["start"] != "scratch" else 0)
     except (DarkroomError, KeyError, ValueError):
         return None
     known = {"images": info["images"], "classes": len(info["classes"]), "arch": data.get("arch"), "epochs": epochs, "dataset": info}

@@ -28,6 +28,7 @@ from shared.specs import (
     check,
     parse,
 )
+from shared.storage import Storage
 from web.backend import Backend
 from web.uploads import keep_addresses
 
@@ -76,8 +77,17 @@ def _settle(backend: Backend, spec: AnySpec) -> AnySpec:
                 f"The dataset {spec.dataset!r} has {len(info['classes'])} class; a classifier needs two or more.", field="dataset"
             )
         model = spec.model or check(Name, spec.dataset)
-        return spec.model_copy(update={"version": info["version"], "model": model})
+        return spec.model_copy(update={"version": info["version"], "model": model, "start": _settle_start(storage, spec)})
     return spec
+
+
+def _settle_start(storage: Storage, spec: TrainSpec) -> str:
+    """What a training starts from, with the version if it is a model. Raises Invalid or NotFound."""
+    if not spec.from_model:
+        return spec.start
+    name, version = models.resolve(storage, spec.start)
+    models.check_start(models.info(storage, name, version), spec.arch)
+    return f"{name}/v{version}"
 
 
 def _settle_source(backend: Backend, source: Source) -> Source:

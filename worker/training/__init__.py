@@ -27,9 +27,9 @@ from worker.progress import Progress
 from worker.training.live import Live
 from worker.training.pictures import Sample, samples_of
 from worker.training.precisions import measured
-from worker.training.recipe import build_learner, effective_batch_size, fit, normalisation
+from worker.training.recipe import build_learner, effective_batch_size, fit, mixes, normalisation
 from worker.training.report import evaluate
-from worker.training.weights import weights_file
+from worker.training.weights import Origin, class_remarks, origin_of, weights_file
 
 LIBRARIES = ("torch", "torchvision", "fastai", "openvino", "nncf")
 
@@ -44,14 +44,16 @@ def train(spec: TrainSpec, job: str, storage: Storage, settings: Settings, progr
     dataset = datasets.info(storage, spec.dataset, spec.version)
     samples = samples_of(spec, dataset["version"], storage, settings, progress)
     with _told_when_memory_runs_out(spec):
-        learner = build_learner(spec, samples)
+        origin = origin_of(spec, storage)
+        learner = build_learner(spec, samples, origin)
         live = Live(progress, spec, learner.dls)
         started = time.monotonic()
         fit(learner, spec, live)
         seconds = round(time.monotonic() - started, 1)
         progress.update(phase="evaluating")
         report = {**evaluate(learner, [s for s in samples if s.valid], progress), **live.history()}
-    info = _info(spec, job, dataset, samples, report) | {"train_seconds": seconds, "device": live.device}
+    made = {"train_seconds": seconds, "device": live.device, "mixed_precision": mixes(spec, learner.dls.device)}
+    info = _info(spec, job, dataset, samples, report, origin) | made
     version = _publish(learner, samples, report, info, storage, settings, progress)
     return {"model": info["model"], "version": version, "error_rate": report["error_rate"], "train_seconds": seconds}
 
@@ -73,9 +75,11 @@ def _told_when_memory_runs_out(spec: TrainSpec) -> Iterator[None]:
         ) from None
 
 
-def _info(spec: TrainSpec, job: str, dataset: dict[str, Any], samples: list[Sample], report: dict[str, Any]) -> dict[str, Any]:
+def _info(
+    spec: TrainSpec, job: str, dataset: dict[str, Any], samples: list[Sample], report: dict[str, Any], origin: Origin | None
+) -> dict[str, Any]:
     """What info.json says; its keys are those of `shared.models.info`, and what is needed to see as training validated."""
-    mean, std = normalisation(spec) or (None, None)
+    mean, std = normalisation(spec, origin) or (None, None)
     training = [s for s in samples if not s.valid]
     batch_size = effective_batch_size(spec, training)
     return {
@@ -83,16 +87,16 @@ def _info(spec: TrainSpec, job: str, dataset: dict[str, Any], samples: list[Samp
         "created": time.time(),
         "job": job,
         "arch": spec.arch,
-        "weights": weights_file(spec.arch).name if spec.pretrained else None,
+        "weights": weights_file(spec.arch).name if spec.start == "imagenet" else None,
         "classes": report["classes"],
         "image_size": spec.image_size,
         "mean": mean,
         "std": std,
         "batch_size": batch_size,
-        "remarks": _remarks(spec, batch_size),
+        "remarks": [*_remarks(spec, batch_size), *(class_remarks(report["classes"], origin) if origin else [])],
         "spec": spec.model_dump(),
         "dataset": {"name": spec.dataset, "version": dataset["version"], "hash": dataset["hash"], "images": len(samples)},
-        "parent": spec.parent,
+        "parent": spec.parent or (origin.ref if origin else None),
         "error_rate": report["error_rate"],
         "train_images": len(training),
         "valid_images": len(samples) - len(training),

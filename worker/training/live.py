@@ -40,7 +40,7 @@ class Live(Watch):
 
     def __init__(self, told: Progress, spec: TrainSpec, dls: DataLoaders) -> None:
         super().__init__(told)
-        self.frozen_epochs = spec.frozen_epochs if spec.pretrained else 0
+        self.frozen_epochs = spec.frozen
         self.epochs = self.frozen_epochs + spec.epochs
         self.batches = len(dls.train)
         self.total = self.epochs * self.batches

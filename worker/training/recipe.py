@@ -10,11 +10,12 @@ import torch
 import torchvision
 from fastai.callback import progress, schedule  # noqa: F401 - importing them gives a Learner no_bar and fine_tune
 from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.core import Callback
 from fastai.data.core import DataLoaders, Datasets, TfmdLists
 from fastai.data.transforms import Categorize, IntToFloatTensor, Normalize, ToTensor
 from fastai.learner import Learner
 from fastai.metrics import error_rate
-from fastai.torch_core import set_seed
+from fastai.torch_core import set_seed, to_float
 from fastai.vision.augment import RandomResizedCrop, aug_transforms
 from fastai.vision.core import PILImage, imagenet_stats
 from fastai.vision.learner import vision_learner
@@ -22,28 +23,35 @@ from fasttransform import Transform
 
 from shared.errors import DarkroomError
 from shared.specs import TrainSpec
+from worker.classifying.engines import has_bf16
 from worker.training.live import Live
 from worker.training.pictures import Sample
-from worker.training.weights import fetch_weights
+from worker.training.weights import Origin, fetch_weights, take_over
 
 FEW_PIXELS = 50_000_000  # decoded by one core in about as long as loader processes take to start
 MOST_WORKERS = 8
 
 
-def build_learner(spec: TrainSpec, samples: list[Sample]) -> Learner:
-    """A learner that has seen nothing yet; the same spec and samples give the same one. Raises DarkroomError."""
-    if spec.pretrained:
+def build_learner(spec: TrainSpec, samples: list[Sample], origin: Origin | None = None) -> Learner:
+    """A learner that has seen nothing of these samples yet; the same arguments give the same one. Raises DarkroomError.
+
+    `origin`: the model that it starts from, if the spec names one.
+    """
+    if spec.start == "imagenet":
         fetch_weights(spec.arch)
     set_seed(spec.seed, reproducible=True)
-    dls = build_dataloaders(spec, samples)
+    dls = build_dataloaders(spec, samples, origin)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # fastai builds some networks in a way that torchvision has deprecated
-        learner = vision_learner(dls, getattr(torchvision.models, spec.arch), pretrained=spec.pretrained, metrics=error_rate)
+        arch = getattr(torchvision.models, spec.arch)
+        learner = vision_learner(dls, arch, pretrained=spec.start == "imagenet", metrics=error_rate)
+    if origin:
+        take_over(learner.model, list(dls.vocab), origin)
     check_image_size(spec, learner)
     return learner
 
 
-def build_dataloaders(spec: TrainSpec, samples: list[Sample]) -> DataLoaders:
+def build_dataloaders(spec: TrainSpec, samples: list[Sample], origin: Origin | None = None) -> DataLoaders:
     """Training and validation batches, as `DataBlock(blocks=(ImageBlock, CategoryBlock))` makes them.
 
     The two columns are lists of their own and no `get_y`: a function that knows the labels would go into the export with
@@ -57,7 +65,7 @@ def build_dataloaders(spec: TrainSpec, samples: list[Sample]) -> DataLoaders:
         bs=effective_batch_size(spec, training),
         num_workers=loader_workers(training),
         after_item=[RandomResizedCrop(spec.image_size, min_scale=spec.min_scale), ToTensor],
-        after_batch=[IntToFloatTensor(), *augmentation(spec), *_normalise(spec)],
+        after_batch=[IntToFloatTensor(), *augmentation(spec), *_normalise(spec, origin)],
     )
 
 
@@ -68,16 +76,18 @@ def augmentation(spec: TrainSpec) -> list[Transform]:
     return list(aug_transforms() if spec.augment == "course" else aug_transforms(do_flip=False, max_warp=0))
 
 
-def normalisation(spec: TrainSpec) -> tuple[list[float], list[float]] | None:
+def normalisation(spec: TrainSpec, origin: Origin | None) -> tuple[list[float], list[float]] | None:
     """Mean and standard deviation of each channel, in [0, 1], that the network's input is normalised with; None: not at all.
 
-    ImageNet's when pretrained, for every network: `vision_learner` would leave it out for those that it has no entry for.
+    ImageNet's with ImageNet weights, for every network: `vision_learner` would leave it out for those that it has no entry for.
     """
-    return imagenet_stats if spec.pretrained else None
+    if origin:
+        return (origin.info["mean"], origin.info["std"]) if origin.info["mean"] else None
+    return imagenet_stats if spec.start == "imagenet" else None
 
 
-def _normalise(spec: TrainSpec) -> list[Normalize]:
-    stats = normalisation(spec)
+def _normalise(spec: TrainSpec, origin: Origin | None) -> list[Normalize]:
+    stats = normalisation(spec, origin)
     return [Normalize.from_stats(*stats)] if stats else []
 
 
@@ -112,11 +122,42 @@ def check_image_size(spec: TrainSpec, learner: Learner) -> None:
 
 
 def fit(learner: Learner, spec: TrainSpec, live: Live) -> None:
-    """Train: `fine_tune` from ImageNet weights, one cycle over the whole network from scratch."""
+    """Train: `fine_tune` from trained weights, one cycle over the whole network from scratch."""
     # the same numbers in another order of memory: about 1.5 times as many images a second on a processor
-    callbacks = [live, ChannelsLast()]
+    callbacks = [live, ChannelsLast(), *([Bf16()] if mixes(spec, learner.dls.device) else [])]
     with learner.no_bar(), learner.no_logging():
-        if spec.pretrained:
-            learner.fine_tune(spec.epochs, spec.base_lr, freeze_epochs=spec.frozen_epochs, cbs=callbacks)
-        else:
+        if spec.start == "scratch":
             learner.fit_one_cycle(spec.epochs, spec.base_lr, cbs=callbacks)
+        else:
+            learner.fine_tune(spec.epochs, spec.base_lr, freeze_epochs=spec.frozen_epochs, cbs=callbacks)
+
+
+def mixes(spec: TrainSpec, device: torch.device) -> bool:
+    """Whether a training multiplies with 16 bits: `auto` does where the device has them, for one that imitates them is slower."""
+    if spec.mixed_precision != "auto":
+        return spec.mixed_precision == "on"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and has_bf16()
+
+
+class Bf16(Callback):
+    """Multiplies with 16 bits and adds up with 32: bf16 has the range of fp32, so that no loss needs to be scaled.
+
+    fastai's own MixedPrecision is for GPUs alone.
+    """
+
+    order = 10  # as fastai's
+
+    def before_batch(self) -> None:
+        """From here on."""
+        self.autocast = torch.autocast(self.dls.device.type, torch.bfloat16)
+        self.autocast.__enter__()
+
+    def after_pred(self) -> None:
+        """The loss is computed with 32."""
+        self.learn.pred = to_float(self.pred)
+
+    def after_loss(self) -> None:
+        """Until here."""
+        self.autocast.__exit__(None, None, None)

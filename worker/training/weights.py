@@ -1,18 +1,25 @@
-"""ImageNet weights: in torch's own cache, or downloaded into it, or a sentence. Never silently none."""
+"""What a training starts from: ImageNet weights, in torch's own cache or downloaded into it, or a model of ours. Never silently none."""
 
 import http.client
 import pickle
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
 from fastai.vision.learner import model_meta
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torchvision.models import WeightsEnum
 
+from shared import models
 from shared.errors import DarkroomError
+from shared.specs import TrainSpec
+from shared.storage import Storage
 
 PATIENCE = 20.0  # seconds without a byte before a download is given up
 
@@ -47,7 +54,7 @@ def fetch_weights(arch: str) -> None:
             ) from error
         raise DarkroomError(
             f"The ImageNet weights of {arch} are not on this machine and could not be downloaded ({error}). "
-            f"Put the file {path.name} at {path}, or train from scratch with `pretrained` off."
+            f"Put the file {path.name} at {path}, or train from scratch (`--start scratch`)."
         ) from error
 
 
@@ -60,3 +67,60 @@ def _patience() -> Iterator[None]:
         yield
     finally:
         socket.setdefaulttimeout(before)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """A model of ours that a training starts from: its info, and its weights by name."""
+
+    info: dict[str, Any]
+    weights: dict[str, torch.Tensor]
+
+    @property
+    def ref(self) -> str:
+        """The model as a spec names it."""
+        return f"{self.info['model']}/v{self.info['version']}"
+
+
+def origin_of(spec: TrainSpec, storage: Storage) -> Origin | None:
+    """The model that the spec starts from, if it does. Raises NotFound, and DarkroomError when it has another architecture."""
+    if not spec.from_model:
+        return None
+    name, version = models.resolve(storage, spec.start)
+    info = models.info(storage, name, version)
+    models.check_start(info, spec.arch)
+    path = storage.local(models.key(name, version, "model.safetensors"))
+    try:
+        return Origin(info, load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise DarkroomError(f"The weights of {spec.start} cannot be read: {error}. Start from another model.") from None
+
+
+def take_over(network: torch.nn.Module, classes: list[str], origin: Origin) -> None:
+    """Give a network the weights of another. What the last layer knows of a class follows the class; new classes stay as they are.
+
+    Raises DarkroomError when the weights do not fit.
+    """
+    weights = dict(origin.weights)
+    last = [name for name, module in network.named_modules() if isinstance(module, torch.nn.Linear)][-1]
+    place = {label: i for i, label in enumerate(origin.info["classes"])}
+    for key, fresh in network.state_dict().items():
+        if key.rpartition(".")[0] == last and key in weights:
+            known = weights[key]
+            weights[key] = torch.stack([known[place[label]] if label in place else fresh[i].cpu() for i, label in enumerate(classes)])
+    try:
+        network.load_state_dict(weights, strict=True)
+    except RuntimeError:  # its message is a page of layer names
+        raise DarkroomError(f"The weights of {origin.ref} do not fit its info.json. Start from another model.") from None
+
+
+def class_remarks(classes: list[str], origin: Origin) -> list[str]:
+    """What a person should know when a model is trained on other classes than the one it started from."""
+    new = [label for label in classes if label not in origin.info["classes"]]
+    gone = [label for label in origin.info["classes"] if label not in classes]
+    remarks = [f"New since {origin.ref}, and so learned from nothing: {_named(new)}."] if new else []
+    return [*remarks, *([f"In {origin.ref} but not in this dataset, and so forgotten: {_named(gone)}."] if gone else [])]
+
+
+def _named(labels: list[str]) -> str:
+    return ", ".join(map(repr, labels[:10])) + (f" and {len(labels) - 10} more" if len(labels) > 10 else "")
