@@ -253,19 +253,25 @@ def trained(name: str, images: Path, *specs: dict[str, Any]) -> Path:
     home = CACHE / f"{name}-{key}"
     if home.exists():
         return home
+    *before, spec = specs
+    origin = f"{name}-{len(before)}"
+    store = trained(origin, images, *before) if before else None
     say(f"training {name} on {len(files):,} images, once; it stays in {home}")
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=_made(CACHE)) as part:
+        if store:
+            shutil.copytree(store / "models", Path(part) / "store" / "models")
+            spec = {**spec, "start": origin}
         # a process of its own: torch, its threads and a GPU's memory go with it
-        process = get_context("spawn").Process(target=_train, args=(name, images, specs, Path(part) / "store"))
+        process = get_context("spawn").Process(target=_train, args=(name, images, spec, Path(part) / "store"))
         process.start()
         process.join()
         if process.exitcode:
-            raise SystemExit(f"Training {name} failed; what it said stands above.")
+            raise SystemExit(f"Training {name} failed with exit code {process.exitcode}; what it said stands above.")
         (Path(part) / "store").rename(home)
     return home
 
 
-def _train(name: str, images: Path, specs: tuple[dict[str, Any], ...], store: Path) -> None:
+def _train(name: str, images: Path, spec: dict[str, Any], store: Path) -> None:
     """Import and train with the plain functions of the pipeline."""
     from shared.specs import parse
     from shared.storage import Storage
@@ -277,13 +283,9 @@ def _train(name: str, images: Path, specs: tuple[dict[str, Any], ...], store: Pa
     storage = Storage(settings.storage, settings.cache)
     order = parse("import", {"dataset": name, "source": {"kind": "folder", "path": str(images)}})
     import_dataset(order, "bench-import", storage, settings, Progress(_ignore))
-    start: dict[str, str] = {}
-    for left, spec in reversed(list(enumerate(reversed(specs)))):
-        model = f"{name}-{left}" if left else name
-        order = parse("train", {**spec, **start, "dataset": name, "version": 1, "model": model})
-        result = train(order, f"bench-{model}", storage, settings, Progress(_tell()))
-        start = {"start": model}
-        say(f"trained {model} in {result['train_seconds']:.0f} s; error rate {result['error_rate']:.1%}")
+    order = parse("train", {**spec, "dataset": name, "version": 1, "model": name})
+    result = train(order, "bench-train", storage, settings, Progress(_tell()))
+    say(f"trained {name} in {result['train_seconds']:.0f} s; error rate {result['error_rate']:.1%}")
 
 
 def _ignore(_: dict[str, Any]) -> None:

@@ -81,8 +81,19 @@ def pause(client: Client, job_id: str, as_json: bool) -> None:
 @json_option
 @click.pass_obj
 def resume(client: Client, job_id: str, wait: bool, as_json: bool) -> None:
-    """Let a paused batch go on."""
+    """Let a paused batch go on, or a training that failed or was cancelled: from its last finished epoch, as a new job."""
     tell(client, client.post("jobs", job_id, "resume"), wait, as_json)
+
+
+@job.command("extend")
+@ID
+@click.option("--epochs", type=click.IntRange(1, 500), required=True, help="how many more epochs")
+@wait_option
+@json_option
+@click.pass_obj
+def extend(client: Client, job_id: str, epochs: int, wait: bool, as_json: bool) -> None:
+    """Train on: more epochs of a training that is done, as a new job that makes the next version of its model."""
+    tell(client, client.post("jobs", job_id, "extend", epochs=epochs), wait, as_json)
 
 
 @job.command("retry")

@@ -295,6 +295,10 @@ class JobStore:
         text = json.dumps(progress) if progress is not None else ""
         return self._call("renew", claim.job, claim.unit, claim.token, self.lease_ms, text).decode()  # type: ignore[no-any-return]
 
+    def kept(self, claim: Claim) -> None:
+        """What the unit did so far outlives its worker: the attempts that led there do not count any more."""
+        self._call("kept", claim.job, claim.unit, claim.token)
+
     def append(self, claim: Claim, name: str, first: int, rows: list[Any]) -> None:
         """Append JSON rows to a list of the job; `first` is the serial number of rows[0], and 0 starts the list anew."""
         if rows:

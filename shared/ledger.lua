@@ -201,6 +201,13 @@ function ops.renew(id, unit, token, lease, progress)
   return 'ok'
 end
 
+-- id, unit, token -> 1 or 0 (lease lost): what the unit did so far is on storage, so that the attempts that led there do not count
+function ops.kept(id, unit, token)
+  if not holds(id, unit, token) then return 0 end
+  redis.call('HSET', unit_key(id, unit), 'attempts', 1)
+  return 1
+end
+
 -- id, unit, token, list name, serial number of the first row, rows ... -> 1 or 0 (lease lost)
 function ops.append(id, unit, token, list, first, ...)
   if not holds(id, unit, token) then return 0 end

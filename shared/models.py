@@ -16,6 +16,11 @@ def key(name: str, version: int, file: str) -> str:
     return f"models/{name}/{version_name(version)}/{file}"
 
 
+def checkpoint_key(job: str) -> str:
+    """Where a training keeps its last finished epoch."""
+    return f"checkpoints/{job}.safetensors"
+
+
 def names(storage: Storage) -> list[str]:
     """Names of the models that have a version."""
     return [name for name in storage.list("models") if versions(storage, f"models/{name}")]

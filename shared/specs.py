@@ -8,7 +8,7 @@ import re
 import unicodedata
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, field_validator
 
 from shared.errors import Invalid
 
@@ -67,6 +67,8 @@ Name = Annotated[str, AfterValidator(check_name)]
 ClassName = Annotated[str, AfterValidator(check_class_name)]
 ModelRef = Annotated[str, AfterValidator(check_model_ref)]
 Start = Annotated[str, AfterValidator(check_start)]
+Epochs = Annotated[int, Field(ge=1, le=500)]
+JobId = Annotated[str, StringConstraints(pattern=JOB_ID)]
 
 
 class Spec(BaseModel):
@@ -188,7 +190,7 @@ class TrainSpec(Spec):
         title="Start from",
         description="imagenet: ImageNet weights; scratch: chance; or one of your models with the same architecture, as name or name/v3",
     )
-    epochs: int = Field(4, ge=1, le=500, title="Epochs", description="epochs that train the whole network")
+    epochs: Epochs = Field(4, title="Epochs", description="epochs that train the whole network")
     frozen_epochs: int = Field(
         1, ge=0, le=100, title="Frozen epochs", description="epochs before those that train the new head alone; none from scratch"
     )
@@ -201,6 +203,13 @@ class TrainSpec(Spec):
     )
     batch_size: int = Field(64, ge=2, le=2048, title="Batch size", description="images a step")
     base_lr: float = Field(2e-3, gt=0, le=1, title="Learning rate", description="fine_tune's base learning rate")
+    weight_decay: float = Field(0.01, ge=0, le=1, title="Weight decay", description="how strongly weights are pulled to zero")
+    patience: int = Field(
+        0, ge=0, le=500, title="Patience", description="stop early when so many epochs did not lower the error rate; 0: never"
+    )
+    keep_best: bool = Field(
+        True, title="Keep the best", description="the model is that of the epoch with the lowest error rate; otherwise of the last"
+    )
     mixed_precision: Literal["auto", "on", "off"] = Field(
         "auto",
         title="Mixed precision",
@@ -209,6 +218,11 @@ class TrainSpec(Spec):
     valid_pct: float = Field(0.2, ge=0.01, le=0.9, title="Validation share", description="share of the images kept for validation")
     seed: int = Field(42, ge=0, le=2**31 - 1, title="Seed", description="of the split and of training")
     parent: ModelRef | None = Field(None, title="Retrain of", description="the model version whose form this was, kept as lineage")
+    continues: JobId | None = Field(
+        None,
+        title="Goes on from",
+        description="a training whose last finished epoch this one goes on from; one that is done gets `epochs` more",
+    )
     notes: str = Field("", max_length=2000, title="Notes", description="kept with the model")
 
     @property

@@ -12,13 +12,14 @@ from conftest import descendants, until
 from image_server import ImageServer
 from PIL import Image
 
-from shared import results
+from shared import models, results
 from shared.images import decode
 from shared.items import ItemReader, upload_key
 from shared.jobs import JobStore, State, connect
 from shared.specs import parse
 from shared.storage import Storage
 from worker.run import Worker, _stretches, run_unit
+from worker.training import checkpoints
 from worker.training.pictures import Sample
 from worker.training.recipe import loader_workers
 
@@ -202,14 +203,36 @@ def kill_child_when(ready):
 LONG = {"dataset": "digits", "version": 1, "model": "slow", "start": "scratch", "image_size": 32, "epochs": 200, "batch_size": 16}
 
 
-def test_a_training_whose_process_is_killed_failed_and_says_so(worker):
-    job = order(worker, "train", LONG)
-    thread = kill_child_when(lambda: worker.store.rows(job, "epochs"))
+def test_a_training_whose_process_is_killed_goes_on_from_its_last_epoch(worker):
+    job = order(worker, "train", {**LONG, "epochs": 6})
+    thread = kill_child_when(lambda: len(worker.store.rows(job, "epochs")) >= 2)
     run_unit(worker, job, "main")
     thread.join()
     state = worker.store.get(job)
+    assert (state.state, state.note) == (
+        State.QUEUED,
+        "Attempt 1: the process was killed (signal 9). It goes on from its last finished epoch.",
+    )
+    kept = checkpoints.read(worker.storage, job).standing.rows
+    run_unit(worker, job, "main")
+    assert worker.store.get(job).state == State.DONE
+    rows = worker.store.rows(job, "epochs")
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[: len(kept)] == kept
+    batches = [batch for batch, _ in worker.store.rows(job, "loss")]
+    assert batches == sorted(set(batches))
+    assert models.info(worker.storage, "slow", 1)["epochs"] == rows
+
+
+def test_a_training_whose_process_is_killed_again_and_again_before_an_epoch_ends_failed_and_says_so(worker):
+    job = order(worker, "train", LONG)
+    for _ in range(worker.settings.max_attempts):
+        thread = kill_child_when(lambda: worker.store.get(job).progress.get("phase") == "preparing")
+        run_unit(worker, job, "main")
+        thread.join()
+    state = worker.store.get(job)
     assert state.state == State.FAILED
-    assert "training process was killed (signal 9)" in state.error
+    assert "The training process was killed (signal 9), 3 times without finishing another epoch." in state.error
     assert worker.storage.list("models") == ["digits"]
 
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from fastai.callback.channelslast import ChannelsLast
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.transforms import parent_label
 from fastai.torch_core import set_seed
@@ -31,11 +33,12 @@ from shared.settings import Settings
 from shared.specs import ARCHITECTURES, TrainSpec
 from shared.storage import Storage
 from worker.progress import Progress
-from worker.training import _told_when_memory_runs_out, train
+from worker.training import _halved, checkpoints, train
+from worker.training.checkpoints import Standing
 from worker.training.live import Live
 from worker.training.pictures import Sample, is_plain, prepare
 from worker.training.precisions import told
-from worker.training.recipe import build_learner, fit, loader_workers
+from worker.training.recipe import Bf16, Seeds, build_learner, fit, loader_workers, mixes
 from worker.training.report import wilson
 from worker.training.weights import class_remarks, fetch_weights, origin_of, weights_file
 
@@ -268,6 +271,157 @@ def test_the_learner_is_the_one_of_the_course(tmp_path, monkeypatch, start):
     assert str(ours.dls.valid.after_item) == str(theirs.dls.valid.after_item)
 
 
+# -- checkpoints -------------------------------------------------------------------------------------------------------
+
+WHOLE = SPEC | {"start": "imagenet", "frozen_epochs": 1, "epochs": 2, "base_lr": 5e-3}
+KILLED_AFTER = """
+import os, signal, sys
+from shared.specs import TrainSpec
+from test_training import WHOLE, place
+from worker.progress import Progress
+from worker.training import train
+
+left = int(sys.argv[2])
+
+def emit(message):
+    global left
+    left -= "kept" in message
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+settings, storage = place(__import__("pathlib").Path(sys.argv[1]))
+train(TrainSpec(**WHOLE), "job1", storage, settings, Progress(emit))
+"""
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A training of three epochs from (random) weights that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(folder / "torch"))
+        random_weights("squeezenet1_1", folder / "torch")
+        settings, storage = place(folder)
+        publish(storage, folder / "files", digits())
+        train(TrainSpec(**WHOLE), "job1", storage, settings, Progress(lambda _: None))
+        yield folder, storage
+
+
+@pytest.mark.parametrize("after", [1, 2, 3])
+def test_killed_after_an_epoch_and_resumed_equals_uninterrupted_to_the_last_digit(uninterrupted, tmp_path, after):
+    # Given a training that is killed when an epoch was kept: between the two cycles, within one, and after the last
+    _, expected = uninterrupted
+    settings, storage = place(tmp_path)
+    publish(storage, tmp_path / "files", digits())
+    path = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parent.parent)])
+    command = [sys.executable, "-c", KILLED_AFTER, str(tmp_path), str(after)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False)
+    assert done.returncode == -9, done.stderr
+    assert models.names(storage) == []
+    # When it is begun again
+    said = []
+    train(TrainSpec(**WHOLE), "job1", storage, settings, Progress(said.append))
+    # Then the weights, the table of epochs and the curve are those of the training nobody disturbed
+    weights = models.key("digits", 1, "model.safetensors")
+    assert storage.read(weights) == expected.read(weights)
+    ours, theirs = (models.report(s, "digits", 1) for s in (storage, expected))
+    untimed = [[{k: v for k, v in row.items() if k != "seconds"} for row in report["epochs"]] for report in (ours, theirs)]
+    assert untimed[0] == untimed[1]
+    assert ours["loss"] == theirs["loss"]
+    assert [row["epoch"] for row in ours["epochs"]] == [1, 2, 3]
+    assert [m["row"][1]["epoch"] for m in said if m.get("row", [""])[0] == "epochs"] == [1, 2, 3]
+
+
+def test_the_cycles_are_those_of_fine_tune(uninterrupted):
+    _, storage = uninterrupted
+    rows = datasets.rows(storage, "digits", 1)
+    valid = datasets.split([(row["sha256"], row["label"]) for row in rows], 0.2, 42)
+    paths = [storage.local(datasets.image_key(row["sha256"], row["ext"])) for row in rows]
+    samples = [Sample(row["sha256"], "png", row["label"], v, path, 32 * 32) for row, v, path in zip(rows, valid, paths, strict=True)]
+    spec = TrainSpec(**WHOLE | {"keep_best": False})
+    found = []
+    for way in (fit, fine_tuned):
+        learner = build_learner(spec, samples)
+        way(learner, spec, Live(Progress(lambda _: None), spec, learner.dls, Standing(16)))
+        found.append(learner.model.state_dict())
+    assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
+
+
+def fine_tuned(learner, spec, live):
+    """fastai's own words for it, with the callbacks of the recipe."""
+    callbacks = [live, Seeds(spec, live), ChannelsLast(), *([Bf16()] if mixes(spec, learner.dls.device) else [])]
+    with learner.no_bar(), learner.no_logging():
+        learner.fine_tune(spec.epochs, spec.base_lr, freeze_epochs=spec.frozen_epochs, cbs=callbacks)
+
+
+def test_a_training_that_is_done_gets_more_epochs_and_keeps_what_it_was(ready):
+    settings, storage = ready
+    train(TrainSpec(**SPEC | {"epochs": 2}), "job1", storage, settings, Progress(lambda _: None))
+    train(TrainSpec(**SPEC).model_copy(update={"continues": "job1"}), "job2", storage, settings, Progress(lambda _: None))
+    before, after = models.report(storage, "digits", 1), models.report(storage, "digits", 2)
+    assert after["epochs"][:2] == before["epochs"]
+    assert [row["epoch"] for row in after["epochs"]] == [1, 2, 3]
+    batches = [batch for batch, _ in after["loss"]]
+    assert batches == sorted(set(batches))
+
+
+def test_a_training_goes_on_only_from_one_like_it(ready):
+    settings, storage = ready
+    train(TrainSpec(**SPEC), "job1", storage, settings, Progress(lambda _: None))
+    other = TrainSpec(**SPEC | {"arch": "resnet18"}).model_copy(update={"continues": "job1"})
+    with pytest.raises(DarkroomError, match="cannot go on with another arch"):
+        train(other, "job2", storage, settings, Progress(lambda _: None))
+    with pytest.raises(DarkroomError, match="has left no checkpoint"):
+        train(other.model_copy(update={"continues": "job9"}), "job2", storage, settings, Progress(lambda _: None))
+
+
+def test_a_checkpoint_that_is_no_checkpoint_is_a_sentence(ready):
+    settings, storage = ready
+    storage.write(models.checkpoint_key("job1"), b"nothing of the kind")
+    with pytest.raises(DarkroomError, match=r"job1\.safetensors cannot be read"):
+        train(TrainSpec(**SPEC), "job1", storage, settings, Progress(lambda _: None))
+
+
+def test_the_model_is_that_of_the_best_epoch(ready):
+    settings, storage = ready
+    train(TrainSpec(**SPEC | {"epochs": 4, "base_lr": 0.02}), "job1", storage, settings, Progress(lambda _: None))
+    info, report = models.info(storage, "digits", 1), models.report(storage, "digits", 1)
+    best = checkpoints.best_epoch(info["epochs"])
+    assert info["best_epoch"] == report["best_epoch"] == best
+    assert report["error_rate"] == pytest.approx(min(row["error_rate"] for row in info["epochs"]), abs=1e-5)
+
+
+def test_training_stops_when_patience_is_over(ready):
+    settings, storage = ready
+    spec = TrainSpec(**SPEC | {"epochs": 30, "patience": 2})
+    train(spec, "job1", storage, settings, Progress(lambda _: None))
+    rows = models.info(storage, "digits", 1)["epochs"]
+    assert len(rows) == checkpoints.best_epoch(rows) + 2 < 30
+
+
+def test_a_device_that_runs_out_of_memory_gets_smaller_batches_and_the_model_says_so(ready, monkeypatch):
+    settings, storage = ready
+
+    def on_a_small_device(*args):
+        learner = build_learner(*args)
+
+        def check(_, arguments):
+            if len(arguments[0]) > 8:
+                raise torch.OutOfMemoryError("CUDA out of memory.")
+
+        learner.model.register_forward_pre_hook(check)
+        learner.dls.valid.bs = 8
+        return learner
+
+    monkeypatch.setattr("worker.training.build_learner", on_a_small_device)
+    said = []
+    train(TrainSpec(**SPEC | {"batch_size": 32}), "job1", storage, settings, Progress(said.append))
+    info = models.info(storage, "digits", 1)
+    assert info["batch_size"] == 8
+    assert info["remarks"] == ["The device ran out of memory with batches of 16 images, so the batch size was 8 instead of 32."]
+    assert info["remarks"][0] in [m["progress"].get("remark") for m in said if "progress" in m]
+
+
 @pytest.mark.parametrize("when", ["preparing", "training", "evaluating", "saving"])
 def test_a_cancel_leaves_nothing(ready, when):
     settings, storage = ready
@@ -338,14 +492,22 @@ def test_images_too_small_for_the_network_are_a_sentence(ready):
         train(TrainSpec(**SPEC | {"image_size": 16}), "job1", storage, settings, Progress(lambda _: None))
 
 
-def test_too_little_memory_is_a_sentence():
-    with pytest.raises(DarkroomError, match="smaller batch size or a smaller image size"), _told_when_memory_runs_out(TrainSpec(**SPEC)):
+def test_too_little_memory_for_the_smallest_batch_is_a_sentence():
+    with pytest.raises(RuntimeError) as raised:
         torch.empty(2**60)
+    assert _halved(raised.value, TrainSpec(**SPEC), 16) == 8
+    with pytest.raises(DarkroomError, match="even for batches of 3 images of 32 pixels"):
+        _halved(raised.value, TrainSpec(**SPEC), 3)
 
 
 def test_a_loader_process_that_was_killed_is_a_sentence():
-    with pytest.raises(DarkroomError, match="shared memory"), _told_when_memory_runs_out(TrainSpec(**SPEC)):
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error.")
+    with pytest.raises(DarkroomError, match="shared memory"):
+        _halved(RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error."), TrainSpec(**SPEC), 16)
+
+
+def test_any_other_error_stays_what_it_is():
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        _halved(RuntimeError("mat1 and mat2 shapes cannot be multiplied"), TrainSpec(**SPEC), 16)
 
 
 def test_loader_processes_are_used_where_there_is_much_to_decode():
@@ -418,7 +580,7 @@ def test_mixed_precision_multiplies_with_16_bits_and_keeps_32(tmp_path, wish, bi
     learner = build_learner(spec, samples)
     seen = set()
     learner.model[0].register_forward_hook(lambda _, __, out: seen.add(out.dtype))
-    fit(learner, spec, Live(Progress(lambda _: None), spec, learner.dls))
+    fit(learner, spec, Live(Progress(lambda _: None), spec, learner.dls, Standing(16)))
     assert seen == {bits}
     assert {p.dtype for p in learner.model.parameters()} == {torch.float32}
     assert not torch.is_autocast_enabled("cpu")

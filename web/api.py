@@ -19,6 +19,7 @@ from shared.items import upload_key
 from shared.jobs import Job, State, reachable
 from shared.queries import ORDERS, Filter
 from shared.queue import QUEUE_OF, lengths
+from shared.specs import Epochs, check
 from shared.storage import versions
 from web import orders, problems
 from web.backend import Backend, backend, batch_of, job_of
@@ -272,9 +273,15 @@ def pause_job(job_id: str) -> Response:
 
 @blueprint.post("/jobs/<job_id>/resume")
 def resume_job(job_id: str) -> Response:
-    """Let a paused batch go on."""
-    orders.resume(backend(), job_of(job_id).id)
-    return _accepted(job_of(job_id))
+    """Let a paused batch go on, or a training that failed or was cancelled, as a new job."""
+    return _accepted(orders.resume(backend(), job_of(job_id).id))
+
+
+@blueprint.post("/jobs/<job_id>/extend")
+def extend_job(job_id: str) -> Response:
+    """Order more epochs of a training that is done."""
+    epochs = check(Epochs, _spec().get("epochs"))
+    return _accepted(orders.extend(backend(), job_of(job_id).id, epochs))
 
 
 @blueprint.post("/jobs/<job_id>/retry")

@@ -7,6 +7,7 @@ from werkzeug.wrappers import Response as Redirect
 
 from shared.jobs import Job, State
 from shared.queue import QUEUE_OF
+from shared.specs import Epochs, check
 from web import charts, orders
 from web.backend import backend, job_of
 from web.pages import fragment, page_of
@@ -76,10 +77,15 @@ def pause(job_id: str) -> Redirect:
 
 @blueprint.post("/jobs/<job_id>/resume")
 def resume(job_id: str) -> Redirect:
-    """Let a paused batch go on."""
-    job = job_of(job_id)
-    orders.resume(backend(), job.id)
-    return redirect(page_of(job), 303)
+    """Let a paused batch go on, or a training that failed or was cancelled."""
+    return redirect(page_of(orders.resume(backend(), job_of(job_id).id)), 303)
+
+
+@blueprint.post("/jobs/<job_id>/extend")
+def extend(job_id: str) -> Redirect:
+    """Order more epochs of a training that is done."""
+    epochs = check(Epochs, request.form.get("epochs", ""))
+    return redirect(page_of(orders.extend(backend(), job_of(job_id).id, epochs)), 303)
 
 
 @blueprint.post("/jobs/<job_id>/retry")
@@ -100,6 +106,7 @@ def _view(job: Job) -> dict[str, Any]:
         view["ahead"] = sum(QUEUE_OF[other.kind] == QUEUE_OF[job.kind] for other in waiting)
         view["served"] = any(QUEUE_OF[job.kind] in worker.get("queues", ()) for worker in backend().store.workers())
     if job.kind == "train":
+        view["goes_on"] = orders.goes_on(backend(), job)
         view |= training_charts(backend().store.rows(job.id, "epochs"), backend().store.rows(job.id, "loss"), job.progress)
     return view
 

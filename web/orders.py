@@ -147,16 +147,43 @@ def pause(backend: Backend, job_id: str) -> State:
     return state
 
 
-def resume(backend: Backend, job_id: str) -> State:
-    """Let a paused batch go on; its state afterwards. Raises NotFound, Conflict."""
+def resume(backend: Backend, job_id: str) -> Job:
+    """Let a paused batch go on, or a failed or cancelled training, as a new job from its last finished epoch. Raises NotFound, Conflict."""
     job = backend.store.get(job_id)
+    if job.kind == "train" and job.state in {State.FAILED, State.CANCELLED}:
+        return submit(backend, "train", {**job.spec, "continues": _kept(backend, job)})
     if not job.pause:
         raise Conflict(f"The job is not paused; it is {job.state}.")
     for unit in backend.store.resume(job_id):
         with suppress(Unavailable):  # the sweeper sends what cannot be sent now
             send(backend.celery, list_of(job.kind, job.spec), job_id, unit)
     keep_record(backend.store, backend.storage, job_id)
-    return backend.store.get(job_id).state
+    return backend.store.get(job_id)
+
+
+def extend(backend: Backend, job_id: str, epochs: int) -> Job:
+    """Order more epochs of a training that is done: a new job, which makes the next version of its model. Raises NotFound, Conflict, Invalid."""
+    job = backend.store.get(job_id)
+    if job.kind != "train" or job.state != State.DONE:
+        raise Conflict(f"Only a training that is done can have more epochs; this {job.kind} is {job.state}.")
+    parent = f"{job.result['model']}/v{job.result['version']}"
+    more = {"epochs": epochs, "frozen_epochs": 0, "continues": _kept(backend, job), "parent": parent}
+    return submit(backend, "train", {**job.spec, **more})
+
+
+def goes_on(backend: Backend, job: Job) -> str | None:
+    """The job whose last finished epoch a training that has ended can go on from: itself, or the one it continued; None: there is none."""
+    if job.kind != "train" or not job.state.terminal:
+        return None
+    candidates = [job_id for job_id in (job.id, job.spec.get("continues")) if job_id]
+    return next((job_id for job_id in candidates if backend.storage.exists(models.checkpoint_key(job_id))), None)
+
+
+def _kept(backend: Backend, job: Job) -> str:
+    found = goes_on(backend, job)
+    if found is None:
+        raise Conflict("This training ended before its first epoch did, so there is nothing to go on from. Order it again with `retry`.")
+    return found
 
 
 def retry(backend: Backend, job_id: str) -> Job:

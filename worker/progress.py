@@ -11,7 +11,7 @@ class Progress:
     """Collects the state of a unit of work and hands each change to `emit` as a JSON-able dict.
 
     `{"progress": {...}}` for the whole state so far, `{"row": [list name, value]}` for one row of a list, `{"read": True}`
-    when a shard needs no more reading.
+    when a shard needs no more reading, `{"kept": True}` when what was done so far outlives this process.
     """
 
     def __init__(
@@ -44,3 +44,7 @@ class Progress:
     def have_read(self) -> None:
         """All items of the unit are read and decoded; the next unit may be read already."""
         self._emit({"read": True})
+
+    def kept(self) -> None:
+        """What was done so far is on storage: whoever tries the unit again goes on from here."""
+        self._emit({"kept": True})

@@ -129,6 +129,10 @@ class _Turn:
     claim: Claim
     started: Ahead | None
     ahead: Ahead | None = None
+    attempt: int = 0  # since anything of the unit was last kept
+
+    def __post_init__(self) -> None:
+        self.attempt = self.claim.attempt
 
     def look_ahead(self, child: Child) -> None:
         """Claim the next shard and let the child begin to read it, unless somebody else waits for this worker."""
@@ -177,7 +181,7 @@ def _settle(turn: _Turn) -> None:
     except ChildDied as death:
         log.warning("the child process died", how=str(death))
         turn.put_back_ahead()
-        _after_death(worker, job, claim, str(death))
+        _after_death(turn, str(death))
     now = _patiently(worker, lambda: worker.store.get(job.id))
     if sentence := _too_many_failures(now):
         _patiently(worker, lambda: worker.store.fail(job.id, sentence))
@@ -210,14 +214,18 @@ def _too_many_failures(job: Job) -> str:
     return f"Stopped: {errors:,} of the first {done:,} images could not be labelled, more than the {most:.0%} that max_failure_rate allows. What was done stays."
 
 
-def _after_death(worker: Worker, job: Job, claim: Claim, how: str) -> None:
-    """A training is not silently started over; other work is tried again, and a shard is split in the end."""
-    if job.kind == "train":
-        _finish(worker, claim, State.FAILED, error=f"The training process {how}. Nothing of this run was kept.")
-    elif job.kind != "classify" and claim.attempt >= worker.settings.max_attempts:
-        _finish(worker, claim, State.FAILED, error=f"The process that read the images {how}, {claim.attempt} times.")
+def _after_death(turn: _Turn, how: str) -> None:
+    """What was done is tried again, a training from its last epoch on; a shard is split in the end."""
+    worker, job, claim, attempt = turn.worker, turn.job, turn.claim, turn.attempt
+    if job.kind != "classify" and attempt >= worker.settings.max_attempts:
+        what = "training process" if job.kind == "train" else "process that read the images"
+        stands = (
+            " without finishing another epoch. What it has finished is kept, and `resume` goes on from there" if job.kind == "train" else ""
+        )
+        _finish(worker, claim, State.FAILED, error=f"The {what} {how}, {attempt} times{stands}.")
     else:
-        _patiently(worker, lambda: worker.store.release(claim, note=f"Attempt {claim.attempt}: the process {how}."))
+        goes_on = " It goes on from its last finished epoch." if job.kind == "train" else ""
+        _patiently(worker, lambda: worker.store.release(claim, note=f"Attempt {attempt}: the process {how}.{goes_on}"))
 
 
 def _do(turn: _Turn) -> None:
@@ -330,6 +338,10 @@ class _Heartbeat:
             self.progress = message["progress"]
         elif "row" in message:
             self.rows.setdefault(message["row"][0], []).append(message["row"][1])
+        elif "kept" in message:
+            self.turn.attempt = 1
+            with suppress(Unavailable):
+                self.worker.store.kept(self.claim)
         elif "read" in message and self.stopping_since is None:
             with suppress(Unavailable, NotFound):  # a ledger that was lost: the next heartbeat says so
                 self.turn.look_ahead(self.child)

@@ -231,16 +231,10 @@ def _processor(path: Path, info: dict[str, Any], precision: str) -> Engine:
     core = _openvino().Core()
     exact = _compiled(core, path, info, "openvino f32", {"INFERENCE_PRECISION_HINT": "f32"})
     # a processor without bf16 would imitate it, slowly; the name of the engine says which it is
-    if precision == "exact" or not has_bf16():
+    if precision == "exact" or "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return exact
     fast = _compiled(core, path, info, "openvino bf16", {"INFERENCE_PRECISION_HINT": "bf16"})
     return replace(fast, close=info.get("fast", {}).get("close", CLOSE), judge=exact)
-
-
-def has_bf16() -> bool:
-    """Whether the processor multiplies 16-bit numbers itself; one that imitates it is slower for it."""
-    openvino = _openvino()
-    return openvino is not None and "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def _compiled(core: Any, path: Path, info: dict[str, Any], name: str, config: dict[str, str]) -> Engine:

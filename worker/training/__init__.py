@@ -1,16 +1,15 @@
 """Training: a dataset version and a TrainSpec in, a model version out.
 
 `pictures.py` makes local files of the images, `recipe.py` builds fastai's learner, `weights.py` finds the ImageNet
-weights, `live.py` tells how far it is, `report.py` looks at what came out, `precisions.py` makes the 8-bit form and
+weights, `live.py` tells how far it is, `checkpoints.py` keeps each epoch, `report.py` looks at what came out, `precisions.py` makes the 8-bit form and
 measures the quicker ones. Nothing is published before all of it exists.
 """
 
+import gc
 import importlib.metadata
 import json
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,55 +23,116 @@ from shared.settings import Settings
 from shared.specs import TrainSpec
 from shared.storage import Storage
 from worker.progress import Progress
+from worker.training import checkpoints
+from worker.training.checkpoints import Checkpoint, Keep, Standing
 from worker.training.live import Live
 from worker.training.pictures import Sample, samples_of
 from worker.training.precisions import measured
-from worker.training.recipe import build_learner, effective_batch_size, fit, mixes, normalisation
+from worker.training.recipe import build_learner, fit, mixes, normalisation
 from worker.training.report import evaluate
 from worker.training.weights import Origin, class_remarks, origin_of, weights_file
 
+SMALLEST_BATCH = 2  # batch normalisation needs two images
 LIBRARIES = ("torch", "torchvision", "fastai", "openvino", "nncf")
 
 
 def train(spec: TrainSpec, job: str, storage: Storage, settings: Settings, progress: Progress) -> dict[str, Any]:
     """Train a model and publish it as the next version; returns {model, version, error_rate, train_seconds}.
 
-    Raises Cancelled, and DarkroomError for a dataset that cannot be learned from, missing weights, too little memory, or a
-    loss that is no number. In each of these cases nothing is published and no file stays.
+    It goes on from the job's own checkpoint if there is one, else from that of the job that the spec continues. When the device
+    runs out of memory the batch is halved. Raises Cancelled, and DarkroomError for a dataset that cannot be learned from,
+    missing weights, too little memory, or a loss that is no number. In each of these cases no model is published, no temporary
+    file stays, and the checkpoint of the last epoch does.
     """
     progress.update(phase="preparing")
     dataset = datasets.info(storage, spec.dataset, spec.version)
     samples = samples_of(spec, dataset["version"], storage, settings, progress)
-    with _told_when_memory_runs_out(spec):
-        origin = origin_of(spec, storage)
-        learner = build_learner(spec, samples, origin)
-        live = Live(progress, spec, learner.dls)
-        started = time.monotonic()
-        fit(learner, spec, live)
-        seconds = round(time.monotonic() - started, 1)
-        progress.update(phase="evaluating")
-        report = {**evaluate(learner, [s for s in samples if s.valid], progress), **live.history()}
-    made = {"train_seconds": seconds, "device": live.device, "mixed_precision": mixes(spec, learner.dls.device)}
+    origin = origin_of(spec, storage)
+    kept = checkpoints.found(storage, job, spec)
+    batch_size = kept.standing.batch_size if kept else spec.batch_size
+    while True:
+        try:
+            learner, made, report = _fit(spec, batch_size, job, samples, origin, kept, storage, progress)
+            break
+        except RuntimeError as error:
+            batch_size = _halved(error, spec, batch_size)
+        progress.update(remark=_halving(spec, batch_size))
+        _let_go()
+        kept = checkpoints.found(storage, job, spec)
     info = _info(spec, job, dataset, samples, report, origin) | made
     version = _publish(learner, samples, report, info, storage, settings, progress)
-    return {"model": info["model"], "version": version, "error_rate": report["error_rate"], "train_seconds": seconds}
+    return {"model": info["model"], "version": version, "error_rate": report["error_rate"], "train_seconds": made["train_seconds"]}
 
 
-@contextmanager
-def _told_when_memory_runs_out(spec: TrainSpec) -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:  # torch has a class for CUDA alone
-        if str(error).startswith("DataLoader worker"):
-            raise DarkroomError(
-                "A process that reads images for training was ended. Usually the machine ran out of memory, or of shared memory (/dev/shm)."
-            ) from error
-        if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
-            raise
+def _fit(
+    spec: TrainSpec,
+    batch_size: int,
+    job: str,
+    samples: list[Sample],
+    origin: Origin | None,
+    kept: Checkpoint | None,
+    storage: Storage,
+    progress: Progress,
+) -> tuple[Learner, dict[str, Any], dict[str, Any]]:
+    """Train to the end and evaluate: the learner, what info.json says of the run, and the report."""
+    learner = build_learner(spec.model_copy(update={"batch_size": batch_size}), samples, origin)
+    standing = kept.standing if kept else Standing(batch_size)
+    standing.batch_size = batch_size
+    if kept:
+        checkpoints.put_weights_back(learner, kept)
+    live = Live(progress, spec, learner.dls, standing)
+    keep = Keep(storage, job, spec, standing, kept, progress)
+    fit(learner, spec, live, keep)
+    progress.update(phase="evaluating")
+    if spec.keep_best and standing.best < len(standing.rows):
+        learner.model.load_state_dict(keep.best)
+    report = {**evaluate(learner, [s for s in samples if s.valid], progress), **live.history()}
+    report["best_epoch"] = standing.best if spec.keep_best else len(standing.rows)
+    training = [s for s in samples if not s.valid]
+    made = {
+        "train_seconds": round(sum(row["seconds"] for row in standing.rows), 1),
+        "device": live.device,
+        "mixed_precision": mixes(spec, learner.dls.device),
+        "batch_size": min(batch_size, len(training)),
+        "best_epoch": report["best_epoch"],
+        "remarks": [
+            *([_halving(spec, batch_size)] if batch_size < spec.batch_size else _few(spec, len(training))),
+            *(class_remarks(report["classes"], origin) if origin else []),
+        ],
+    }
+    return learner, made, report
+
+
+def _halved(error: RuntimeError, spec: TrainSpec, batch_size: int) -> int:
+    """Half a batch, if too little memory was the error; any other is raised again, or told. torch has a class for CUDA alone."""
+    if str(error).startswith("DataLoader worker"):
         raise DarkroomError(
-            f"The device has not enough memory for batches of {spec.batch_size} images of {spec.image_size} pixels. "
-            "Choose a smaller batch size or a smaller image size."
+            "A process that reads images for training was ended. Usually the machine ran out of memory, or of shared memory (/dev/shm)."
+        ) from error
+    if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
+        raise error
+    if batch_size < 2 * SMALLEST_BATCH:
+        raise DarkroomError(
+            f"The device has not enough memory even for batches of {batch_size} images of {spec.image_size} pixels. Choose a smaller image size."
         ) from None
+    return batch_size // 2
+
+
+def _let_go() -> None:
+    """Give memory back that an attempt has used."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _halving(spec: TrainSpec, batch_size: int) -> str:
+    return f"The device ran out of memory with batches of {2 * batch_size} images, so the batch size was {batch_size} instead of {spec.batch_size}."
+
+
+def _few(spec: TrainSpec, images: int) -> list[str]:
+    if images >= spec.batch_size:
+        return []
+    return [f"There are only {images} images to train on, so the batch size was {images} instead of {spec.batch_size}."]
 
 
 def _info(
@@ -81,7 +141,6 @@ def _info(
     """What info.json says; its keys are those of `shared.models.info`, and what is needed to see as training validated."""
     mean, std = normalisation(spec, origin) or (None, None)
     training = [s for s in samples if not s.valid]
-    batch_size = effective_batch_size(spec, training)
     return {
         "model": spec.model or spec.dataset,
         "created": time.time(),
@@ -92,8 +151,6 @@ def _info(
         "image_size": spec.image_size,
         "mean": mean,
         "std": std,
-        "batch_size": batch_size,
-        "remarks": [*_remarks(spec, batch_size), *(class_remarks(report["classes"], origin) if origin else [])],
         "spec": spec.model_dump(),
         "dataset": {"name": spec.dataset, "version": dataset["version"], "hash": dataset["hash"], "images": len(samples)},
         "parent": spec.parent or (origin.ref if origin else None),
@@ -103,12 +160,6 @@ def _info(
         "epochs": report["epochs"],
         "libraries": {d.name: d.version for d in importlib.metadata.distributions() if d.name in LIBRARIES},
     }
-
-
-def _remarks(spec: TrainSpec, batch_size: int) -> list[str]:
-    if batch_size == spec.batch_size:
-        return []
-    return [f"There are only {batch_size} images to train on, so the batch size was {batch_size} instead of {spec.batch_size}."]
 
 
 def _publish(

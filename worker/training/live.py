@@ -11,6 +11,7 @@ from fastai.data.core import DataLoaders
 from shared.errors import DarkroomError
 from shared.specs import TrainSpec
 from worker.progress import Progress
+from worker.training.checkpoints import Standing
 
 EVERY = 0.25  # seconds between two updates
 POINTS_PER_EPOCH = 300
@@ -35,29 +36,38 @@ class Watch(Callback):
 class Live(Watch):
     """Publishes batches, losses and epochs of a run; one for the frozen and the unfrozen phase together.
 
-    `points`: [batch, smoothed training loss], thinned; `rows`: one a finished epoch.
+    It writes into `standing`: a row each finished epoch, and the smoothed loss of the training batches, thinned.
     """
 
-    def __init__(self, told: Progress, spec: TrainSpec, dls: DataLoaders) -> None:
+    def __init__(self, told: Progress, spec: TrainSpec, dls: DataLoaders, standing: Standing) -> None:
         super().__init__(told)
+        self.standing = standing
         self.frozen_epochs = spec.frozen
-        self.epochs = self.frozen_epochs + spec.epochs
+        self.epochs = standing.earlier + spec.frozen + spec.epochs
         self.batches = len(dls.train)
         self.total = self.epochs * self.batches
         self.step = max(math.ceil(self.batches / POINTS_PER_EPOCH), math.ceil(self.total / POINTS))
-        self.work_total = self.batches * (self.frozen_epochs * FROZEN + spec.epochs * WHOLE) + self.epochs * len(dls.valid) * FORWARD
+        self.work_an_epoch = {frozen: self.batches * (FROZEN if frozen else WHOLE) + len(dls.valid) * FORWARD for frozen in (True, False)}
+        ended = [row["frozen"] for row in standing.rows]
+        to_come = [n < spec.frozen for n in range(standing.epochs, spec.frozen + spec.epochs)]
+        self.work = self.work_before = sum(self.work_an_epoch[frozen] for frozen in ended)
+        self.work_total = self.work + sum(self.work_an_epoch[frozen] for frozen in to_come)
         self.device = device_name(dls.device)
-        self.points: list[list[float]] = []
-        self.rows: list[dict[str, Any]] = []
-        self.done = self.work = 0
+        self.done = len(standing.rows) * self.batches
         self.started = self.epoch_started = self.told_at = 0.0
 
-    def before_epoch(self) -> None:
-        """Start the clocks."""
+    def begin(self) -> None:
+        """Say what is to come, and what there is already."""
+        self.started = time.monotonic()
+        self.told.update(phase="training", device=self.device, done=self.done, total=self.total, epochs=self.epochs, batches=self.batches)
+        for row in self.standing.rows:
+            self.told.row("epochs", row)
+        for point in self.standing.points:
+            self.told.row("loss", point)
+
+    def before_train(self) -> None:
+        """Start the clock of the epoch."""
         self.epoch_started = time.monotonic()
-        self.started = self.started or self.epoch_started
-        if not self.rows:
-            self.told.update(phase="training", device=self.device, done=0, total=self.total, epochs=self.epochs, batches=self.batches)
 
     def after_batch(self) -> None:
         """Count the batch and publish its loss. Raises Cancelled, and DarkroomError when the loss is no number."""
@@ -70,32 +80,34 @@ class Live(Watch):
         loss = float(self.smooth_loss)
         self._check(loss)
         if (self.done - 1) % self.step == 0:
-            self.points.append([self.done, round(loss, 5)])
-            self.told.row("loss", self.points[-1])
+            self.standing.points.append([self.done, round(loss, 5)])
+            self.told.row("loss", self.standing.points[-1])
         self._tell(batch=self.iter + 1, done=self.done, loss=round(loss, 5), lr=float(self.opt.hypers[-1]["lr"]))
 
     def after_epoch(self) -> None:
         """Publish the row of the epoch. Raises DarkroomError when its loss is no number."""
+        if not self.epoch_started:  # an epoch of before a crash, passed over
+            return
         train_loss, valid_loss, error_rate = (round(float(value), 5) for value in self.recorder.values[-1])
         self._check(valid_loss)
         row = {"epoch": self.number, "frozen": self.frozen, "train_loss": train_loss, "valid_loss": valid_loss, "error_rate": error_rate}
-        self.rows.append({**row, "seconds": round(time.monotonic() - self.epoch_started, 2)})
-        self.told.row("epochs", self.rows[-1])
+        self.standing.rows.append({**row, "seconds": round(time.monotonic() - self.epoch_started, 2)})
+        self.told.row("epochs", self.standing.rows[-1])
 
     @property
     def number(self) -> int:
-        """The epoch that runs, from 1, frozen epochs counted."""
-        return len(self.rows) + 1
+        """The epoch that runs, from 1, frozen epochs and those of a training that is prolonged counted."""
+        return len(self.standing.rows) + 1
 
     @property
     def frozen(self) -> bool:
         """Whether the head alone is trained now."""
-        return len(self.rows) < self.frozen_epochs
+        return self.standing.epochs < self.frozen_epochs
 
     def history(self) -> dict[str, Any]:
         """`epochs` and `loss` for the report, at most 1,000 points."""
-        step = math.ceil(len(self.points) / 1000) or 1
-        return {"epochs": self.rows, "loss": self.points[::step]}
+        points = self.standing.points
+        return {"epochs": self.standing.rows, "loss": points[:: math.ceil(len(points) / 1000) or 1]}
 
     def _check(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -108,7 +120,7 @@ class Live(Watch):
         if now - self.told_at < EVERY and self.done < self.total:
             return
         self.told_at = now
-        left = (now - self.started) * (self.work_total - self.work) / self.work
+        left = (now - self.started) * (self.work_total - self.work) / (self.work - self.work_before)
         self.told.update(epoch=self.number, seconds_left=round(left), **fields)
 
 
