@@ -17,7 +17,7 @@ from flask.testing import FlaskClient
 from PIL import Image
 from werkzeug.test import TestResponse
 
-from shared import datasets, results, review
+from shared import datasets, models, results, review
 from shared.items import walk
 from shared.jobs import JobStore, State, new_id
 from shared.settings import Settings
@@ -213,6 +213,33 @@ def test_a_training_starts_from_a_version_of_a_model_that_fits(client: FlaskClie
     assert assert_problem(answer, 422, "zoo/v1 is a resnet18")["field"] == "start"
     assert_problem(client.post(f"{API}/trainings", json={**order, "start": "nobody"}), 404, "no model 'nobody'")
     assert client.post(f"{API}/trainings", json=order).json["spec"]["start"] == "zoo/v1"  # type: ignore[index]
+
+
+def test_a_training_that_was_cancelled_is_resumed_from_the_epoch_it_has_left(client: FlaskClient, storage: Storage, tmp_path: Path) -> None:
+    make_dataset(storage, tmp_path / "d")
+    first = client.post(f"{API}/trainings", json={"dataset": "animals"}).json["id"]  # type: ignore[index]
+    assert_problem(client.post(f"{API}/jobs/{first}/resume"), 409, "not paused")
+    client.post(f"{API}/jobs/{first}/cancel")
+    assert_problem(client.post(f"{API}/jobs/{first}/resume"), 409, "nothing to go on from")
+    storage.write(models.checkpoint_key(first), b"weights")
+    second = client.post(f"{API}/jobs/{first}/resume").json
+    assert (second["state"], second["spec"]["continues"]) == ("queued", first)  # type: ignore[index]
+    client.post(f"{API}/jobs/{second['id']}/cancel")  # type: ignore[index]
+    third = client.post(f"{API}/jobs/{second['id']}/resume").json  # type: ignore[index]
+    assert third["spec"]["continues"] == first  # type: ignore[index]
+
+
+def test_a_training_that_is_done_gets_more_epochs(client: FlaskClient, store: JobStore, storage: Storage, tmp_path: Path) -> None:
+    make_dataset(storage, tmp_path / "d")
+    job = client.post(f"{API}/trainings", json={"dataset": "animals", "epochs": 5}).json["id"]  # type: ignore[index]
+    assert_problem(client.post(f"{API}/jobs/{job}/extend", json={"epochs": 2}), 409, "this train is queued")
+    claim = store.claim(job, "main", "w")
+    assert claim
+    assert store.finish(claim, State.DONE, result={"model": "animals", "version": 1})
+    storage.write(models.checkpoint_key(job), b"weights")
+    assert_problem(client.post(f"{API}/jobs/{job}/extend", json={}), 422, "valid integer")
+    more = client.post(f"{API}/jobs/{job}/extend", json={"epochs": 2}).json["spec"]  # type: ignore[index]
+    assert (more["epochs"], more["frozen_epochs"], more["continues"], more["parent"]) == (2, 0, job, "animals/v1")
 
 
 def test_a_dataset_of_one_class_cannot_be_trained_on(client: FlaskClient, storage: Storage, tmp_path: Path) -> None:

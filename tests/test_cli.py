@@ -620,6 +620,13 @@ def test_a_batch_is_paused_and_resumed(run: Run, backend: Backend, tmp_path: Pat
     assert json.loads(run("job", "resume", job_id, "--json").stdout)["state"] == "queued"
 
 
+def test_a_training_is_resumed_and_trained_on(run: Run, backend: Backend) -> None:
+    job_id = backend.store.create("train", {"dataset": "x", "version": 1, "model": "x"}, "main")
+    assert "Only a training that is done can have more epochs" in run("job", "extend", job_id, "--epochs", "3").stderr
+    run("job", "cancel", job_id)
+    assert "nothing to go on from" in run("job", "resume", job_id).stderr
+
+
 def test_what_redis_has_lost_is_recovered(run: Run, backend: Backend) -> None:
     run("dataset", "scrape", "wonders", "--class", "a", "--class", "b")
     job_id = backend.store.page(1)[0].id

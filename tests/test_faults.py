@@ -225,6 +225,27 @@ def test_a_running_training_is_cancelled_by_the_worker_that_has_it(backend, star
     assert backend.storage.list("models") == ["digits"]
 
 
+@pytest.mark.parametrize("how", ["killed", "told to stop"])
+def test_a_training_whose_worker_is_ended_goes_on_from_its_last_epoch_on_another(backend, start_worker, how):
+    worker = start_worker("train")
+    job = order_training(backend, epochs=15)
+    until(lambda: len(backend.store.rows(job, "epochs")) >= 3, 60, explain(backend, job))
+    if how == "killed":
+        kill_all_of(worker)
+    else:
+        worker.terminate()
+    worker.wait(30)
+    kept = backend.store.rows(job, "epochs")
+    assert not ended(backend, job)
+    start_worker("train")
+    until(lambda: ended(backend, job), 120, explain(backend, job))
+    rows = backend.store.rows(job, "epochs")
+    assert backend.store.get(job).state == State.DONE
+    assert [row["epoch"] for row in rows] == list(range(1, 16))
+    assert rows[: len(kept) - 1] == kept[:-1]  # the last may have been told and not yet kept
+    assert backend.storage.list("models/slow") == ["v0001"]
+
+
 @pytest.mark.slow
 def test_a_training_on_which_workers_are_killed_is_given_up_and_says_so(backend, start_worker):
     """The machine goes, not only the process: nobody can tell at once, so the lease runs out and another worker begins."""

@@ -17,7 +17,7 @@ from flask import Flask
 from flask.testing import FlaskClient
 from PIL import Image
 
-from shared import datasets, results, review
+from shared import datasets, models, results, review
 from shared.jobs import JobStore, State, connect
 from shared.settings import Settings
 from shared.specs import parse
@@ -348,6 +348,17 @@ def test_a_training_is_ordered_and_its_job_shown(client: FlaskClient, filled: Si
     assert answer.status_code == 303
     job = filled.store.get(answer.location.rsplit("/", 1)[1])
     assert (job.kind, job.spec["epochs"], job.spec["version"], job.spec["start"]) == ("train", 2, 1, "scratch")
+
+
+def test_a_training_that_left_an_epoch_is_resumed_on_its_page(client: FlaskClient, filled: SimpleNamespace) -> None:
+    page = post(client, "/trainings/new?dataset=clothing", "/trainings/new", dataset="clothing", parent="").location
+    job = page.rsplit("/", 1)[1]
+    post(client, page, f"/jobs/{job}/cancel")
+    assert f"/jobs/{job}/resume" not in client.get(page).text
+    filled.storage.write(models.checkpoint_key(job), b"weights")
+    assert "Resume from epoch" in client.get(page).text
+    again = post(client, page, f"/jobs/{job}/resume").location.rsplit("/", 1)[1]
+    assert filled.store.get(again).spec["continues"] == job
 
 
 def test_a_scrape_is_ordered_from_lines(client: FlaskClient, filled: SimpleNamespace) -> None:

@@ -209,10 +209,9 @@ def test_a_training_whose_process_is_killed_goes_on_from_its_last_epoch(worker):
     run_unit(worker, job, "main")
     thread.join()
     state = worker.store.get(job)
-    assert (state.state, state.note) == (
-        State.QUEUED,
-        "Attempt 1: the process was killed (signal 9). It goes on from its last finished epoch.",
-    )
+    assert state.state == State.QUEUED
+    assert state.note.startswith("Attempt 1: the process was killed (signal 9)")
+    assert state.note.endswith("It goes on from its last finished epoch.")
     kept = checkpoints.read(worker.storage, job).standing.rows
     run_unit(worker, job, "main")
     assert worker.store.get(job).state == State.DONE
@@ -232,7 +231,7 @@ def test_a_training_whose_process_is_killed_again_and_again_before_an_epoch_ends
         thread.join()
     state = worker.store.get(job)
     assert state.state == State.FAILED
-    assert "The training process was killed (signal 9), 3 times without finishing another epoch." in state.error
+    assert state.error.startswith("3 times in a row the training process was killed (signal 9)")
     assert worker.storage.list("models") == ["digits"]
 
 

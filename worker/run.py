@@ -218,11 +218,10 @@ def _after_death(turn: _Turn, how: str) -> None:
     """What was done is tried again, a training from its last epoch on; a shard is split in the end."""
     worker, job, claim, attempt = turn.worker, turn.job, turn.claim, turn.attempt
     if job.kind != "classify" and attempt >= worker.settings.max_attempts:
-        what = "training process" if job.kind == "train" else "process that read the images"
-        stands = (
-            " without finishing another epoch. What it has finished is kept, and `resume` goes on from there" if job.kind == "train" else ""
-        )
-        _finish(worker, claim, State.FAILED, error=f"The {what} {how}, {attempt} times{stands}.")
+        what, then = ("process that read the images", "")
+        if job.kind == "train":
+            what, then = "training process", " No further epoch was finished; those before are kept, and `resume` goes on from there."
+        _finish(worker, claim, State.FAILED, error=f"{attempt} times in a row the {what} {how}.{then}")
     else:
         goes_on = " It goes on from its last finished epoch." if job.kind == "train" else ""
         _patiently(worker, lambda: worker.store.release(claim, note=f"Attempt {attempt}: the process {how}.{goes_on}"))
