@@ -50,6 +50,16 @@ class Client:
         """POST without or with a JSON object."""
         return self._json(self._send("POST", path, json=body))
 
+    def put(self, *path: str | int, **body: Any) -> Any:
+        """PUT a JSON object."""
+        return self._json(self._send("PUT", path, json=body))
+
+    def delete(self, *path: str | int) -> None:
+        """DELETE; the answer has no body."""
+        response = self._send("DELETE", path)
+        if response.status_code != 204:
+            self._json(response)
+
     def submit(self, *path: str | int, spec: dict[str, Any]) -> dict[str, Any]:
         """Order a job: the job as it stands."""
         return self._json(self._send("POST", path, json=spec, headers={"Idempotency-Key": secrets.token_hex(16)}))  # type: ignore[no-any-return]

@@ -50,13 +50,98 @@ def list_(client: Client, as_json: bool) -> None:
 def show_(client: Client, name: str, as_json: bool) -> None:
     """A model with its versions, or one version of it."""
     plain, version = parse_model_ref(name)
-    versions = [client.get("models", plain, "versions", version)] if version else client.get("models", plain)["versions"]
+    versions = [_version(client, name)] if version else client.get("models", plain)["versions"]
     if as_json:
         show.as_json(versions[0] if version else versions)
         return
     _facts(versions[0])
     if len(versions) > 1:
         _table(versions)
+
+
+@model.command("promote")
+@click.argument("name", type=MODEL, metavar="NAME/vN")
+@click.option("--alias", default="production", show_default=True, help="the name that is to point to this version")
+@json_option
+@click.pass_obj
+def promote(client: Client, name: str, alias: str, as_json: bool) -> None:
+    """Let an alias point to a version: NAME@production is that version from now on."""
+    found = _version(client, name)
+    move = client.put("models", found["model"], "aliases", alias, version=found["version"])
+    if as_json:
+        show.as_json(move)
+        return
+    before = f", before v{move['before']}" if move["before"] else ""
+    click.echo(f"{found['model']}@{alias} is v{move['version']}{before}.")
+
+
+@model.command("rollback")
+@click.argument("name", type=NAME)
+@click.option("--alias", default="production", show_default=True, help="the alias to move back")
+@json_option
+@click.pass_obj
+def rollback(client: Client, name: str, alias: str, as_json: bool) -> None:
+    """Let an alias point to what it pointed to before."""
+    move = client.post("models", name, "aliases", alias, "rollback")
+    if as_json:
+        show.as_json(move)
+    else:
+        click.echo(f"{name}@{alias} is v{move['version']} again.")
+
+
+@model.command("compare")
+@click.argument("new", type=MODEL, metavar="NEW[/vN]")
+@click.argument("old", type=MODEL, metavar="OLD[/vN]")
+@json_option
+@click.pass_obj
+def compare(client: Client, new: str, old: str, as_json: bool) -> None:
+    """A version beside another, on the images both were validated on."""
+    found = _version(client, new)
+    told = client.get("models", found["model"], "versions", found["version"], "compare", **{"with": old})
+    if as_json:
+        show.as_json(told)
+        return
+    errors = [
+        f"{show.rate(e)} ({show.rate(low)} to {show.rate(high)})"
+        for e, (low, high) in zip(told["error_rate"], told["interval"], strict=True)
+    ]
+    show.facts(
+        [
+            ("images in common", told["images"]),
+            (f"error rate of {old}", errors[0]),
+            (f"error rate of {new}", errors[1]),
+            ("fixed", len(told["fixed"])),
+            ("broken", len(told["broken"])),
+            ("both wrong", told["both_wrong"]),
+            ("by chance alone", show.rate(told["chance"])),
+        ]
+    )
+    rows = [(c["label"], c["images"], show.rate(c["recall"][0]), show.rate(c["recall"][1])) for c in told["classes"]]
+    show.table(("class", "images", f"recall of {old}", f"of {new}"), rows, ("images", f"recall of {old}", f"of {new}"))
+
+
+@model.command("delete")
+@click.argument("name", type=MODEL, metavar="NAME/vN")
+@click.option("--yes", is_flag=True, help="do not ask")
+@click.pass_obj
+def delete(client: Client, name: str, yes: bool) -> None:
+    """Delete a version that no alias and no job uses. Its number is not given again."""
+    plain, version = parse_model_ref(name)
+    if not isinstance(version, int):
+        raise click.UsageError("Name the version to delete, as name/v3.")
+    if not yes:
+        click.confirm(f"Delete {plain}/v{version}?", abort=True)
+    client.delete("models", plain, "versions", version)
+    click.echo(f"{plain}/v{version} is deleted.")
+
+
+def _version(client: Client, ref: str) -> dict[str, Any]:
+    """The version that a reference names, as the web answers it."""
+    plain, version = parse_model_ref(ref)
+    if isinstance(version, str):
+        version = client.get("models", plain, "aliases", version)["version"]
+    found: dict[str, Any] = client.get("models", plain, "versions", version) if version else client.get("models", plain)["versions"][0]
+    return found
 
 
 def _table(found: list[dict[str, Any]]) -> None:

@@ -1,12 +1,15 @@
 """The model registry on storage: versions with their lineage.
 
 `models/<name>/v0001/` holds model.safetensors (the weights), int8.xml and int8.bin (the 8-bit form for processors, if it
-is good enough), export.pkl (for notebooks; offered for download, never loaded here), report.json and, last, info.json.
+is good enough), export.pkl (for notebooks; offered for download, never loaded here), report.json, validation.parquet (a row a
+validation image: sha256, ext, actual, predicted, probability, loss) and, last, info.json. Aliases are in `aliases.py`.
 """
 
+import time
 from typing import Any
 
-from shared.errors import Invalid, NotFound
+from shared import aliases
+from shared.errors import Conflict, Invalid, NotFound
 from shared.specs import Name, check, parse_model_ref
 from shared.storage import Storage, version_name, versions
 
@@ -27,7 +30,7 @@ def names(storage: Storage) -> list[str]:
 
 
 def resolve(storage: Storage, ref: str) -> tuple[str, int]:
-    """`"clothing"` -> its newest version, `"clothing/v3"` -> that one, if it exists. Raises Invalid or NotFound."""
+    """`"clothing"` -> its newest version, `"clothing/v3"` -> that one, `"clothing@production"` -> where the alias points. Raises Invalid or NotFound."""
     try:
         name, version = parse_model_ref(ref)
     except ValueError as error:
@@ -35,6 +38,12 @@ def resolve(storage: Storage, ref: str) -> tuple[str, int]:
     found = versions(storage, f"models/{name}")
     if not found:
         raise NotFound(f"There is no model {name!r}. `darkroom model list` shows what there is.")
+    if isinstance(version, str):
+        pointed = aliases.pointed(storage, name)
+        if version not in pointed:
+            there = f"there is {', '.join(pointed)}" if pointed else "it has none"
+            raise NotFound(f"The model {name!r} has no alias {version!r}; {there}.")
+        version = pointed[version]
     if version is not None and version not in found:
         raise NotFound(f"There is no version {version} of the model {name!r}; there is {', '.join(f'v{v}' for v in found)}.")
     return name, version or found[-1]
@@ -77,6 +86,19 @@ def check_start(info: dict[str, Any], arch: str) -> None:
             f"Choose {info['arch']}, or start from something else.",
             field="start",
         )
+
+
+def delete(storage: Storage, name: str, version: int) -> None:
+    """Delete a version that no alias points to. Its number is not given again. Raises NotFound, Conflict."""
+    info(storage, name, version)
+    if pointing := [alias for alias, target in aliases.pointed(storage, name).items() if target == version]:
+        raise Conflict(f"{name}/v{version} is {', '.join(pointing)}. Let the alias point to another version first.")
+    storage.write_json(key(name, version, "deleted.json"), {"at": time.time()})  # the folder stays, and with it the number
+    for file in (
+        "info.json",
+        *(f for f in storage.list(f"models/{name}/{version_name(version)}") if f not in {"info.json", "deleted.json"}),
+    ):
+        storage.delete(key(name, version, file))
 
 
 def all_versions(storage: Storage, name: str) -> list[dict[str, Any]]:

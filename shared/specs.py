@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstra
 from shared.errors import Invalid
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-MODEL_REF = re.compile(r"([a-z0-9][a-z0-9_-]{0,62})(?:/(?:v)?(\d{1,6}))?")
+MODEL_REF = re.compile(r"([a-z0-9][a-z0-9_-]{0,62})(?:/(?:v)?(\d{1,6})|@([a-z0-9][a-z0-9_-]{0,62}))?")
 UPLOAD_ID = r"^[0-9a-z]{10,40}$"
 JOB_ID = r"^[0-9a-v]{20}$"
 SOURCES = ("folder", "upload", "urls", "list", "dataset", "failed", "review")
@@ -42,12 +42,16 @@ def check_class_name(value: str) -> str:
     return value
 
 
-def parse_model_ref(value: str) -> tuple[str, int | None]:
-    """`"clothing"` -> `("clothing", None)`, `"clothing/v3"` or `"clothing/3"` -> `("clothing", 3)`. Raises ValueError."""
+def parse_model_ref(value: str) -> tuple[str, int | str | None]:
+    """What names a model: its name with a version, an alias or neither. Raises ValueError.
+
+    `"clothing"` -> `("clothing", None)`, `"clothing/v3"` or `"clothing/3"` -> `("clothing", 3)`, `"clothing@production"` ->
+    `("clothing", "production")`.
+    """
     match = MODEL_REF.fullmatch(value)
     if not match:
-        raise ValueError("a model is named as name or name/v3")
-    return match[1], int(match[2]) if match[2] else None
+        raise ValueError("a model is named as name, name/v3 or name@alias")
+    return match[1], int(match[2]) if match[2] else match[3]
 
 
 def check_model_ref(value: str) -> str:
@@ -59,7 +63,7 @@ def check_model_ref(value: str) -> str:
 def check_start(value: str) -> str:
     """Where a training starts from, as it was given: `imagenet`, `scratch` or a model reference. Raises ValueError."""
     if value not in {"imagenet", "scratch"} and not MODEL_REF.fullmatch(value):
-        raise ValueError("a training starts from imagenet, from scratch, or from a model named as name or name/v3")
+        raise ValueError("a training starts from imagenet, from scratch, or from a model named as name, name/v3 or name@alias")
     return value
 
 
@@ -67,6 +71,7 @@ Name = Annotated[str, AfterValidator(check_name)]
 ClassName = Annotated[str, AfterValidator(check_class_name)]
 ModelRef = Annotated[str, AfterValidator(check_model_ref)]
 Start = Annotated[str, AfterValidator(check_start)]
+Version = Annotated[int, Field(ge=1, le=999_999)]
 Epochs = Annotated[int, Field(ge=1, le=500)]
 JobId = Annotated[str, StringConstraints(pattern=JOB_ID)]
 
@@ -188,7 +193,7 @@ class TrainSpec(Spec):
     start: Start = Field(
         "imagenet",
         title="Start from",
-        description="imagenet: ImageNet weights; scratch: chance; or one of your models with the same architecture, as name or name/v3",
+        description="imagenet: ImageNet weights; scratch: chance; or one of your models with the same architecture, as name, name/v3 or name@alias",
     )
     epochs: Epochs = Field(4, title="Epochs", description="epochs that train the whole network")
     frozen_epochs: int = Field(
@@ -248,7 +253,7 @@ class ClassifySpec(Spec):
     """Label a batch of images with a model."""
 
     model: ModelRef = Field(
-        title="Model", description="name, or name/v3 for a version; a name alone is the newest when the job is submitted"
+        title="Model", description="name, name/v3 for a version, or name@alias; a name alone is the newest when the job is submitted"
     )
     source: Annotated[FolderSource | UploadSource | UrlsSource | ListSource | DatasetSource | FailedSource, Field(discriminator="kind")]
     precision: Literal["exact", "fast", "int8"] = Field(

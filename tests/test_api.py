@@ -229,6 +229,28 @@ def test_a_training_that_was_cancelled_is_resumed_from_the_epoch_it_has_left(cli
     assert third["spec"]["continues"] == first  # type: ignore[index]
 
 
+def test_an_alias_is_moved_read_taken_back_and_used(client: FlaskClient, storage: Storage, tmp_path: Path) -> None:
+    for n in range(2):
+        make_model(storage, tmp_path / str(n))
+    alias = f"{API}/models/animals/aliases/production"
+    assert_problem(client.get(alias), 404, "no alias 'production'")
+    assert_problem(client.put(alias, json={"version": 9}), 404, "no version 9")
+    assert_problem(client.put(alias, json={}), 422, "valid integer")
+    for version in (1, 2):
+        assert client.put(alias, json={"version": version}).json["version"] == version  # type: ignore[index]
+    assert client.post(f"{alias}/rollback").json["version"] == 1  # type: ignore[index]
+    assert client.get(f"{API}/models/animals").json["aliases"] == {"production": 1}  # type: ignore[index]
+    assert [move["version"] for move in client.get(alias).json["log"]] == [1, 2, 1]  # type: ignore[index]
+    order = {"model": "animals@production", "source": {"kind": "folder", "path": str(tmp_path)}}
+    assert client.post(f"{API}/batches", json=order).json["spec"]["model"] == "animals/v1"  # type: ignore[index]
+    assert_problem(client.delete(f"{API}/models/animals/versions/1"), 409, "animals/v1 is in use by the job")
+    client.post(f"{API}/jobs/{client.get(f'{API}/jobs').json['jobs'][0]['id']}/cancel")  # type: ignore[index]
+    assert_problem(client.delete(f"{API}/models/animals/versions/1"), 409, "is production")
+    assert client.delete(alias).status_code == 204
+    assert client.delete(f"{API}/models/animals/versions/1").status_code == 204
+    assert_problem(client.get(f"{API}/models/animals/versions/1"), 404, "no version 1")
+
+
 def test_a_training_that_is_done_gets_more_epochs(client: FlaskClient, store: JobStore, storage: Storage, tmp_path: Path) -> None:
     make_dataset(storage, tmp_path / "d")
     job = client.post(f"{API}/trainings", json={"dataset": "animals", "epochs": 5}).json["id"]  # type: ignore[index]

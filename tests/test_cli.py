@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
@@ -618,6 +620,22 @@ def test_a_batch_is_paused_and_resumed(run: Run, backend: Backend, tmp_path: Pat
     assert f"The batch is paused. `darkroom job resume {job_id}`" in run("job", "pause", job_id).stdout
     assert run("jobs", "--state", "paused").stdout.count(job_id) == 1
     assert json.loads(run("job", "resume", job_id, "--json").stdout)["state"] == "queued"
+
+
+def test_a_version_is_promoted_compared_rolled_back_and_deleted(run: Run, backend: Backend, tmp_path: Path) -> None:
+    for n in range(2):
+        make_model(backend.storage, tmp_path / str(n))
+        rows = [
+            {"sha256": f"{i}", "ext": "png", "actual": "cat", "predicted": "cat", "probability": 1.0, "loss": 0.0} for i in range(n + 1)
+        ]
+        pq.write_table(pa.Table.from_pylist(rows), Path(backend.settings.storage) / f"models/animals/v{n + 1:04d}/validation.parquet")
+    assert run("model", "promote", "animals/v1").stdout == "animals@production is v1.\n"
+    assert run("model", "promote", "animals").stdout == "animals@production is v2, before v1.\n"
+    assert run("model", "rollback", "animals").stdout == "animals@production is v1 again.\n"
+    assert json.loads(run("model", "show", "animals@production", "--json").stdout)["version"] == 1
+    assert re.search(r"images in common\s+1\b", run("model", "compare", "animals/v2", "animals/v1").stdout)
+    assert "is production" in run("model", "delete", "animals/v1", "--yes").stderr
+    assert run("model", "delete", "animals/v2", "--yes").stdout == "animals/v2 is deleted.\n"
 
 
 def test_a_training_is_resumed_and_trained_on(run: Run, backend: Backend) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from flask import Flask
 from flask.testing import FlaskClient
@@ -94,7 +95,21 @@ def make_model(storage: Storage, rows: list[dict[str, object]]) -> None:
         "dataset": {"name": "clothing", "version": 1, "hash": "0" * 64, "images": 8}, "parent": None, "error_rate": 0.125, "valid_images": 8,
         "train_images": 24, "train_seconds": 9.5, "epochs": [epoch], "device": "CPU", "libraries": {"fastai": "2.8.4"},
     }  # fmt: skip
-    publish(storage, "models/clothing", {"report.json": json.dumps(report).encode(), "model.safetensors": b"0" * 64}, info)
+    files = {"report.json": json.dumps(report).encode(), "model.safetensors": b"0" * 64, "validation.parquet": predictions(rows)}
+    publish(storage, "models/clothing", files, info)
+
+
+def predictions(rows: list[dict[str, object]], wrong: int = 1) -> bytes:
+    """What a model says of the images of a dataset, all right but one."""
+    told = [
+        {"sha256": row["sha256"], "ext": "jpg", "actual": row["label"], "predicted": row["label"], "probability": 0.8, "loss": 0.2}
+        for row in rows
+        if row["status"] == "kept"
+    ]
+    told[wrong]["predicted"] = next(c for c in CLASSES if c != told[wrong]["actual"])
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(told), out)
+    return out.getvalue()
 
 
 def make_batch(store: JobStore, storage: Storage, folder: Path) -> str:
@@ -201,7 +216,7 @@ def addresses(filled: SimpleNamespace) -> list[str]:
         f"/jobs/{job}{part}" for job in (filled.scrape, filled.train, filled.failed, filled.done, filled.queued) for part in ("", "/live")
     ]
     of_dataset = ["", "?label=hat", "?label=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E", "?dropped=1", f"/images/{filled.rows[1]['sha256']}"]
-    of_model = ["", "?actual=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E&predicted=hat"]
+    of_model = ["", "/compare?with=clothing/v1", "?actual=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E&predicted=hat"]
     of_batch = [
         "",
         "/live",
@@ -348,6 +363,28 @@ def test_a_training_is_ordered_and_its_job_shown(client: FlaskClient, filled: Si
     assert answer.status_code == 303
     job = filled.store.get(answer.location.rsplit("/", 1)[1])
     assert (job.kind, job.spec["epochs"], job.spec["version"], job.spec["start"]) == ("train", 2, 1, "scratch")
+
+
+def test_two_versions_are_compared_and_the_better_one_promoted_and_rolled_back(client: FlaskClient, filled: SimpleNamespace) -> None:
+    info = filled.storage.read_json("models/clothing/v0001/info.json")
+    report = filled.storage.read("models/clothing/v0001/report.json")
+    publish(
+        filled.storage,
+        "models/clothing",
+        {"report.json": report, "validation.parquet": predictions(filled.rows, 2)},
+        {**info, "parent": "clothing/v1", "job": "second"},
+    )
+    page = client.get("/models/clothing/v/2/compare").text
+    assert "clothing/v2 beside clothing/v1" in page
+    assert "The two may be equally good." in page
+    assert page.count('class="sheet"') == 2
+    for version in (1, 2):
+        post(client, f"/models/clothing/v/{version}", f"/models/clothing/v/{version}/promote")
+    text = client.get("/models/clothing/v/2").text
+    assert "Roll back to v1" in text
+    assert "Promote to production" not in text
+    assert post(client, "/models/clothing/v/2", "/models/clothing/aliases/production/rollback").location == "/models/clothing/v/1"
+    assert '<span class="chip">production</span>' in client.get("/models").text
 
 
 def test_a_training_that_left_an_epoch_is_resumed_on_its_page(client: FlaskClient, filled: SimpleNamespace) -> None:

@@ -27,6 +27,7 @@ from sklearn.datasets import load_digits
 from torchvision.models import squeezenet1_1
 
 from shared import datasets, models
+from shared.compare import wilson
 from shared.errors import Cancelled, DarkroomError
 from shared.images import decode
 from shared.settings import Settings
@@ -39,7 +40,6 @@ from worker.training.live import Live
 from worker.training.pictures import Sample, is_plain, prepare
 from worker.training.precisions import told
 from worker.training.recipe import Bf16, Seeds, build_learner, fit, loader_workers, mixes
-from worker.training.report import wilson
 from worker.training.weights import class_remarks, fetch_weights, origin_of, weights_file
 
 SPEC = {
@@ -169,7 +169,14 @@ def test_the_result_is_what_was_published(trained):
     info = trained["info"]
     assert trained["result"] == {"model": "digits", "version": 1, "error_rate": info["error_rate"], "train_seconds": info["train_seconds"]}
     quantised = ["int8.bin", "int8.xml"] if info["int8"]["offered"] else []
-    assert trained["storage"].list("models/digits/v0001") == ["export.pkl", "info.json", *quantised, "model.safetensors", "report.json"]
+    assert trained["storage"].list("models/digits/v0001") == [
+        "export.pkl",
+        "info.json",
+        *quantised,
+        "model.safetensors",
+        "report.json",
+        "validation.parquet",
+    ]
 
 
 def test_the_exact_network_looks_again_at_as_few_images_as_will_do():

@@ -13,13 +13,14 @@ from typing import Any
 from flask import Blueprint, Flask, Response, current_app, jsonify, request, url_for
 from werkzeug.exceptions import BadRequest, MethodNotAllowed, UnsupportedMediaType
 
-from shared import datasets, models, review
+from shared import aliases, datasets, models, review
+from shared.compare import compare
 from shared.errors import DarkroomError, Invalid, NotFound
 from shared.items import upload_key
 from shared.jobs import Job, State, reachable
 from shared.queries import ORDERS, Filter
 from shared.queue import QUEUE_OF, lengths
-from shared.specs import Epochs, check
+from shared.specs import Epochs, Version, check
 from shared.storage import versions
 from web import orders, problems
 from web.backend import Backend, backend, batch_of, job_of
@@ -30,7 +31,7 @@ blueprint = Blueprint("api", __name__, url_prefix="/api/v1")
 problems.register(blueprint)
 
 MAX_JSON_BYTES = 64 * 2**20  # a list of 100,000 long addresses
-MODEL_FILES = ("model.safetensors", "info.json", "report.json", "export.pkl")
+MODEL_FILES = ("model.safetensors", "info.json", "report.json", "validation.parquet", "export.pkl")
 
 
 def install(app: Flask) -> None:
@@ -96,7 +97,53 @@ def list_models() -> Response:
 @blueprint.get("/models/<name>")
 def show_model(name: str) -> Response:
     """Every version of a model, newest first."""
-    return jsonify(model=name, versions=models.all_versions(backend().storage, name))
+    storage = backend().storage
+    return jsonify(model=name, versions=models.all_versions(storage, name), aliases=aliases.pointed(storage, name))
+
+
+@blueprint.get("/models/<name>/aliases/<alias>")
+def show_alias(name: str, alias: str) -> Response:
+    """Where an alias of a model points, and its moves, the last first."""
+    moves = aliases.log(backend().storage, name, alias)
+    if not moves:
+        raise NotFound(f"The model {name!r} has no alias {alias!r}.")
+    return jsonify(alias=alias, version=moves[0]["version"], log=moves)
+
+
+@blueprint.put("/models/<name>/aliases/<alias>")
+def promote(name: str, alias: str) -> Response:
+    """Let an alias point to a version."""
+    version = check(Version, _spec().get("version"))
+    return jsonify(orders.promote(backend(), name, version, alias))
+
+
+@blueprint.post("/models/<name>/aliases/<alias>/rollback")
+def roll_back(name: str, alias: str) -> Response:
+    """Let an alias point to what it pointed to before."""
+    return jsonify(aliases.back(backend().storage, name, alias))
+
+
+@blueprint.delete("/models/<name>/aliases/<alias>")
+def drop_alias(name: str, alias: str) -> tuple[str, int]:
+    """Take an alias away; its log stays."""
+    if alias not in aliases.pointed(backend().storage, name):
+        raise NotFound(f"The model {name!r} has no alias {alias!r}.")
+    aliases.move(backend().storage, name, alias, None)
+    return "", 204
+
+
+@blueprint.get("/models/<name>/versions/<int(max=999999):version>/compare")
+def compare_models(name: str, version: int) -> Response:
+    """A version beside the one that `?with=` names, on the images both were validated on."""
+    storage = backend().storage
+    return jsonify(compare(storage, models.resolve(storage, request.args.get("with", "")), (name, version)))
+
+
+@blueprint.delete("/models/<name>/versions/<int(max=999999):version>")
+def delete_model(name: str, version: int) -> tuple[str, int]:
+    """Delete a version that no alias and no job uses."""
+    orders.delete_model(backend(), name, version)
+    return "", 204
 
 
 @blueprint.get("/models/<name>/versions/<int(max=999999):version>")

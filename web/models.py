@@ -6,7 +6,8 @@ from typing import Any
 from flask import Blueprint, Response, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as Redirect
 
-from shared import datasets, models
+from shared import aliases, datasets, models
+from shared.compare import CHANCE, compare
 from shared.errors import DarkroomError, Invalid, Unavailable
 from shared.images import read_bounded, thumbnail
 from shared.storage import Storage
@@ -27,7 +28,8 @@ def index() -> str:
     """Every version of every model, newest model first."""
     storage = backend().storage
     found = [models.all_versions(storage, name) for name in models.names(storage)]
-    return render_template("models/index.html", models=sorted(found, key=lambda v: -v[0]["created"]))
+    pointed = {name: aliases.pointed(storage, name) for name in models.names(storage)}
+    return render_template("models/index.html", models=sorted(found, key=lambda v: -v[0]["created"]), pointed=pointed)
 
 
 @blueprint.get("/models/<name>")
@@ -48,8 +50,11 @@ def _view(name: str, version: int) -> dict[str, Any]:
     info, report = models.info(storage, name, version), models.report(storage, name, version)
     actual, predicted = request.args.get("actual"), request.args.get("predicted")
     found = [m for m in report["mistakes"] if actual in {None, m["actual"]} and predicted in {None, m["predicted"]}]
+    pointed = aliases.pointed(storage, name)
     return {
         "info": info,
+        "aliases": {alias: aliases.log(storage, name, alias) for alias, target in pointed.items() if target == version},
+        "pointed": pointed,
         "report": report,
         "numbers": [v["version"] for v in models.all_versions(storage, name)],
         "heat": charts.heat_map(report["classes"], report["confusion"]),
@@ -90,6 +95,44 @@ def _ask(name: str, version: int) -> dict[str, Any]:
     answer = orders.predict(b, f"{name}/v{version}", image)
     ranked = sorted(answer["probabilities"].items(), key=lambda item: -item[1])[:20]
     return {**answer, "image": seen, "ranked": [(label, p, charts.bar(p)) for label, p in ranked]}
+
+
+# -- which version is used ---------------------------------------------------------------------------------------------
+
+
+@blueprint.get("/models/<name>/v/<int(max=999999):version>/compare")
+def compare_with(name: str, version: int) -> str:
+    """A version beside another, on the images both were validated on."""
+    storage = backend().storage
+    info = models.info(storage, name, version)
+    others = [f"{m['model']}/v{m['version']}" for each in models.names(storage) for m in models.all_versions(storage, each)]
+    ref = request.args.get("with") or info.get("parent") or next((other for other in others if other != f"{name}/v{version}"), "")
+    old = models.resolve(storage, ref)
+    found = compare(storage, old, (name, version))
+    return render_template(
+        "models/compare.html",
+        info=info,
+        old=models.info(storage, *old),
+        found=found,
+        chance=CHANCE,
+        classes=sorted(found["classes"], key=lambda c: c["recall"][1] - c["recall"][0]),
+        others=others,
+        shown=SHOWN,
+    )
+
+
+@blueprint.post("/models/<name>/v/<int(max=999999):version>/promote")
+def promote(name: str, version: int) -> Redirect:
+    """Let an alias point to this version."""
+    orders.promote(backend(), name, version, request.form.get("alias", "").strip() or "production")
+    return redirect(url_for("models.show", name=name, version=version), 303)
+
+
+@blueprint.post("/models/<name>/aliases/<alias>/rollback")
+def roll_back(name: str, alias: str) -> Redirect:
+    """Let an alias point to what it pointed to before."""
+    move = aliases.back(backend().storage, name, alias)
+    return redirect(url_for("models.show", name=name, version=move["version"]), 303)
 
 
 # -- training ---------------------------------------------------------------------------------------------------------

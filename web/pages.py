@@ -193,7 +193,7 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 @blueprint.app_template_filter("ref")
-def ref(value: str) -> tuple[str, int | None]:
+def ref(value: str) -> tuple[str, int | str | None]:
     """`clothing/v3` -> ("clothing", 3)."""
     return parse_model_ref(value)
 

@@ -10,7 +10,6 @@ from shared import models, review
 from shared.errors import DarkroomError, Invalid, NotFound
 from shared.jobs import Job
 from shared.queries import Filter
-from shared.specs import parse_model_ref
 from web import orders
 from web.backend import backend, batch_of
 from web.batches import address, asked, whole
@@ -102,9 +101,8 @@ def _address(where: Filter, order: str) -> dict[str, Any]:
 
 def _model(job: Job) -> dict[str, Any]:
     """The classes of the batch's model, and the dataset it was trained on; empty when the model was deleted."""
-    name, version = parse_model_ref(job.spec["model"])
     try:
-        info = models.info(backend().storage, name, version or 0)
+        info = models.info(backend().storage, *models.resolve(backend().storage, job.spec["model"]))
     except NotFound:
         return {"classes": [], "dataset": ""}
     return {"classes": info["classes"], "dataset": info["dataset"]["name"]}

@@ -10,9 +10,12 @@ import importlib.metadata
 import json
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from fastai.learner import Learner
 from safetensors.torch import save_file
@@ -29,7 +32,7 @@ from worker.training.live import Live
 from worker.training.pictures import Sample, samples_of
 from worker.training.precisions import measured
 from worker.training.recipe import build_learner, fit, mixes, normalisation
-from worker.training.report import evaluate
+from worker.training.report import Rows, evaluate, report_of
 from worker.training.weights import Origin, class_remarks, origin_of, weights_file
 
 SMALLEST_BATCH = 2  # batch normalisation needs two images
@@ -52,16 +55,26 @@ def train(spec: TrainSpec, job: str, storage: Storage, settings: Settings, progr
     batch_size = kept.standing.batch_size if kept else spec.batch_size
     while True:
         try:
-            learner, made, report = _fit(spec, batch_size, job, samples, origin, kept, storage, progress)
+            fitted = _fit(spec, batch_size, job, samples, origin, kept, storage, progress)
             break
         except RuntimeError as error:
             batch_size = _halved(error, spec, batch_size)
         progress.update(remark=_halving(spec, batch_size))
         _let_go()
         kept = checkpoints.found(storage, job, spec)
-    info = _info(spec, job, dataset, samples, report, origin) | made
-    version = _publish(learner, samples, report, info, storage, settings, progress)
-    return {"model": info["model"], "version": version, "error_rate": report["error_rate"], "train_seconds": made["train_seconds"]}
+    info = _info(spec, job, dataset, samples, fitted.report, origin) | fitted.made
+    version = _publish(fitted, samples, info, storage, settings, progress)
+    return {"model": info["model"], "version": version, "error_rate": info["error_rate"], "train_seconds": info["train_seconds"]}
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What comes out of training: the learner, what info.json says of the run, the report, and what it says of each validation image."""
+
+    learner: Learner
+    made: dict[str, Any]
+    report: dict[str, Any]
+    rows: Rows
 
 
 def _fit(
@@ -73,8 +86,8 @@ def _fit(
     kept: Checkpoint | None,
     storage: Storage,
     progress: Progress,
-) -> tuple[Learner, dict[str, Any], dict[str, Any]]:
-    """Train to the end and evaluate: the learner, what info.json says of the run, and the report."""
+) -> Fitted:
+    """Train to the end and evaluate."""
     learner = build_learner(spec.model_copy(update={"batch_size": batch_size}), samples, origin)
     standing = kept.standing if kept else Standing(batch_size)
     standing.batch_size = batch_size
@@ -86,7 +99,8 @@ def _fit(
     progress.update(phase="evaluating")
     if spec.keep_best and standing.best < len(standing.rows):
         learner.model.load_state_dict(keep.best)
-    report = {**evaluate(learner, [s for s in samples if s.valid], progress), **live.history()}
+    rows = evaluate(learner, [s for s in samples if s.valid], progress)
+    report = {**report_of(list(learner.dls.vocab), rows), **live.history()}
     report["best_epoch"] = standing.best if spec.keep_best else len(standing.rows)
     training = [s for s in samples if not s.valid]
     made = {
@@ -100,7 +114,7 @@ def _fit(
             *(class_remarks(report["classes"], origin) if origin else []),
         ],
     }
-    return learner, made, report
+    return Fitted(learner, made, report, rows)
 
 
 def _halved(error: RuntimeError, spec: TrainSpec, batch_size: int) -> int:
@@ -163,9 +177,8 @@ def _info(
 
 
 def _publish(
-    learner: Learner,
+    fitted: Fitted,
     samples: list[Sample],
-    report: dict[str, Any],
     info: dict[str, Any],
     storage: Storage,
     settings: Settings,
@@ -175,6 +188,7 @@ def _publish(
     cache.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="training-", dir=cache) as name:
         folder = Path(name)
+        learner = fitted.learner
         progress.update(phase="saving")
         learner.model.to(memory_format=torch.contiguous_format)  # as fastai leaves it, whatever training found quicker
         learner.export(folder / "export.pkl")
@@ -182,7 +196,8 @@ def _publish(
         save_file(
             {key: value.detach().cpu().contiguous() for key, value in learner.model.state_dict().items()}, folder / "model.safetensors"
         )
-        (folder / "report.json").write_text(json.dumps(report, ensure_ascii=False), encoding="utf-8")
+        (folder / "report.json").write_text(json.dumps(fitted.report, ensure_ascii=False), encoding="utf-8")
+        pq.write_table(pa.Table.from_pylist(fitted.rows), folder / "validation.parquet", compression="zstd")
         (folder / "info.json").write_text(json.dumps(info), encoding="utf-8")  # what the engines read; the published one comes last
         progress.update(phase="quantising")
         info |= measured(folder, info, samples, cache, progress)
