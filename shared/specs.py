@@ -201,14 +201,24 @@ class TrainSpec(Spec):
     )
     image_size: int = Field(224, ge=16, le=1024, title="Image size", description="side of the square that the network sees, pixels")
     min_scale: float = Field(0.5, gt=0, le=1, title="Smallest crop", description="smallest share of an image that a random crop keeps")
-    augment: Literal["none", "light", "course"] = Field(
+    augment: Literal["none", "light", "course", "strong"] = Field(
         "course",
         title="Augmentation",
-        description="course: fastai's aug_transforms (flip, rotate, zoom, warp, light); light: the same without flip and warp; none: the random crop alone",
+        description="course: fastai's aug_transforms (flip, rotate, zoom, warp, light); light: the same without flip and warp; strong: twice as much; none: the random crop alone",
     )
     batch_size: int = Field(64, ge=2, le=2048, title="Batch size", description="images a step")
     base_lr: float = Field(2e-3, gt=0, le=1, title="Learning rate", description="fine_tune's base learning rate")
+    find_lr: bool = Field(
+        False, title="Find the learning rate", description="try learning rates first (lr_find) and use the one that is suggested"
+    )
     weight_decay: float = Field(0.01, ge=0, le=1, title="Weight decay", description="how strongly weights are pulled to zero")
+    mixup: float = Field(
+        0, ge=0, le=2, title="Mixup", description="mix pairs of training images, alpha of the share; 0: none, 0.4 is usual"
+    )
+    label_smoothing: float = Field(
+        0, ge=0, lt=1, title="Label smoothing", description="share of certainty withheld from training labels; 0: none, 0.1 is usual"
+    )
+    class_weights: bool = Field(False, title="Class weights", description="let rare classes count as much as common ones")
     patience: int = Field(
         0, ge=0, le=500, title="Patience", description="stop early when so many epochs did not lower the error rate; 0: never"
     )

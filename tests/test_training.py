@@ -36,10 +36,10 @@ from shared.storage import Storage
 from worker.progress import Progress
 from worker.training import _halved, checkpoints, train
 from worker.training.checkpoints import Standing
-from worker.training.live import Live
-from worker.training.pictures import Sample, is_plain, prepare
+from worker.training.live import Live, Watch
+from worker.training.pictures import Sample, is_plain, prepare, samples_of
 from worker.training.precisions import told
-from worker.training.recipe import Bf16, Seeds, build_learner, fit, loader_workers, mixes
+from worker.training.recipe import Bf16, Seeds, build_learner, find_rate, fit, loader_workers, loss_function, mixes
 from worker.training.weights import class_remarks, fetch_weights, origin_of, weights_file
 
 SPEC = {
@@ -396,6 +396,44 @@ def test_the_model_is_that_of_the_best_epoch(ready):
     best = checkpoints.best_epoch(info["epochs"])
     assert info["best_epoch"] == report["best_epoch"] == best
     assert report["error_rate"] == pytest.approx(min(row["error_rate"] for row in info["epochs"]), abs=1e-5)
+
+
+def test_every_part_of_the_recipe_trains_a_model(ready):
+    settings, storage = ready
+    parts = {
+        "augment": "strong",
+        "mixup": 0.4,
+        "label_smoothing": 0.1,
+        "class_weights": True,
+        "weight_decay": 0.1,
+        "find_lr": True,
+        "epochs": 2,
+    }
+    train(TrainSpec(**SPEC | parts), "job1", storage, settings, Progress(lambda _: None))
+    info, report = models.info(storage, "digits", 1), models.report(storage, "digits", 1)
+    rates = [rate for rate, _ in report["lr_curve"]]
+    assert rates == sorted(rates)
+    assert rates[0] < info["base_lr"] < rates[-1]
+    assert info["spec"]["base_lr"] == 2e-3
+    assert len(report["epochs"]) == 2
+
+
+def test_trying_learning_rates_leaves_the_network_as_it_was(ready):
+    settings, storage = ready
+    spec = TrainSpec(**SPEC)
+    samples = samples_of(spec, 1, storage, settings, Progress(lambda _: None))
+    learner = build_learner(spec, samples)
+    before = {name: value.clone() for name, value in learner.model.state_dict().items()}
+    find_rate(learner, spec, Watch(Progress(lambda _: None)))
+    assert all(torch.equal(value, before[name]) for name, value in learner.model.state_dict().items())
+    assert learner.opt is None
+
+
+def test_class_weights_let_rare_classes_count_as_much_and_are_one_on_average():
+    samples = [Sample("", "", "a", False, Path(), 0)] * 6 + [Sample("", "", "b", False, Path(), 0)] * 2
+    weight = loss_function(TrainSpec(**SPEC | {"class_weights": True}), samples).func.weight
+    assert weight.tolist() == pytest.approx([2 / 3, 2])
+    assert (6 * weight[0] + 2 * weight[1]).item() == pytest.approx(8)
 
 
 def test_training_stops_when_patience_is_over(ready):

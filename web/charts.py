@@ -94,6 +94,24 @@ def loss_by_batch(points: Sequence[Sequence[float]], epochs: int, batches: int) 
     )
 
 
+def loss_by_rate(curve: Sequence[Sequence[float]], chosen: float) -> Markup:
+    """What trying learning rates has found: the smoothed loss by rate, [rate, loss] each, on a log scale; a mark at the one chosen."""
+    if len(curve) < 2:
+        return Markup("")
+    points = [(math.log10(rate), loss) for rate, loss in curve]
+    axes = Axes(points[-1][0], 2 * points[0][1], x_low=points[0][0])
+    powers = range(math.ceil(points[0][0]), math.floor(points[-1][0]) + 1)
+    at = axes.x(math.log10(chosen))
+    return _drawing(
+        f"Loss by learning rate; {chosen:.1e} was chosen",
+        *axes.left(),
+        *axes.below(list(powers), [f"1e{n}" for n in powers]),
+        axes.line(points, "line"),
+        element("line", x1=at, x2=at, y1=TOP - 6, y2=HEIGHT - BOTTOM, class_="limit"),
+        element("text", f"{chosen:.1e}", x=at + 5, y=TOP, class_="tick"),
+    )
+
+
 def _thin(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
     """At most MOST_POINTS, each the mean of its neighbours."""
     size = math.ceil(len(points) / MOST_POINTS) or 1

@@ -19,7 +19,10 @@ from web.jobs import training_charts
 
 blueprint = Blueprint("models", __name__)
 COMMON = ("dataset", "arch", "epochs", "image_size")
-RARE = ("frozen_epochs", "base_lr", "batch_size", "augment", "min_scale", "mixed_precision", "valid_pct", "seed")
+RARE = (
+    "frozen_epochs", "base_lr", "find_lr", "batch_size", "augment", "min_scale", "mixup", "label_smoothing", "class_weights", "weight_decay",
+    "patience", "keep_best", "mixed_precision", "valid_pct", "seed",
+)  # fmt: skip
 SHOWN = 96  # mistakes on one page
 
 
@@ -64,6 +67,7 @@ def _view(name: str, version: int) -> dict[str, Any]:
         "actual": actual,
         "predicted": predicted,
         "files": [(f, storage.size(key)) for f in MODEL_FILES if storage.exists(key := models.key(name, version, f))],
+        "lr_chart": charts.loss_by_rate(report.get("lr_curve") or [], info.get("base_lr") or 0),
         **training_charts(report.get("epochs") or info.get("epochs") or [], report.get("loss") or [], {}),
     }
 

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from fastai.learner import Learner
+from fastai.losses import CrossEntropyLossFlat
 from safetensors.torch import save_file
 
 from shared import datasets
@@ -28,10 +29,10 @@ from shared.storage import Storage
 from worker.progress import Progress
 from worker.training import checkpoints
 from worker.training.checkpoints import Checkpoint, Keep, Standing
-from worker.training.live import Live
+from worker.training.live import Live, Watch
 from worker.training.pictures import Sample, samples_of
 from worker.training.precisions import measured
-from worker.training.recipe import build_learner, fit, mixes, normalisation
+from worker.training.recipe import build_learner, find_rate, fit, mixes, normalisation
 from worker.training.report import Rows, evaluate, report_of
 from worker.training.weights import Origin, class_remarks, origin_of, weights_file
 
@@ -93,20 +94,27 @@ def _fit(
     standing.batch_size = batch_size
     if kept:
         checkpoints.put_weights_back(learner, kept)
+    if spec.find_lr:
+        if not standing.epochs:
+            progress.update(phase="finding the learning rate")
+            standing.base_lr, standing.lr_curve = find_rate(learner, spec, Watch(progress))
+        spec = spec.model_copy(update={"base_lr": standing.base_lr})
     live = Live(progress, spec, learner.dls, standing)
     keep = Keep(storage, job, spec, standing, kept, progress)
     fit(learner, spec, live, keep)
     progress.update(phase="evaluating")
     if spec.keep_best and standing.best < len(standing.rows):
         learner.model.load_state_dict(keep.best)
+    learner.loss_func = CrossEntropyLossFlat()  # the loss of an image is the same whatever the training smoothed and weighted
     rows = evaluate(learner, [s for s in samples if s.valid], progress)
-    report = {**report_of(list(learner.dls.vocab), rows), **live.history()}
+    report = {**report_of(list(learner.dls.vocab), rows), **live.history(), "lr_curve": standing.lr_curve}
     report["best_epoch"] = standing.best if spec.keep_best else len(standing.rows)
     training = [s for s in samples if not s.valid]
     made = {
         "train_seconds": round(sum(row["seconds"] for row in standing.rows), 1),
         "device": live.device,
         "mixed_precision": mixes(spec, learner.dls.device),
+        "base_lr": spec.base_lr,
         "batch_size": min(batch_size, len(training)),
         "best_epoch": report["best_epoch"],
         "remarks": [

@@ -35,7 +35,7 @@ class Standing:
 
     `rows`: one a finished epoch; `earlier`: how many of them belong to the training that this one prolongs; `points`: [batch,
     smoothed loss]; `smooth`: fastai's running loss, its value and count; `best`: the epoch with the lowest error rate, from 1;
-    `batch_size`: what is left of the spec's after halving; `over`: all epochs are done, or it was stopped early.
+    `base_lr` and `lr_curve` ([rate, loss]): what was found when the spec says so; `batch_size`: what is left of the spec's after halving; `over`: all epochs are done, or it was stopped early.
     """
 
     batch_size: int
@@ -44,6 +44,8 @@ class Standing:
     earlier: int = 0
     smooth: tuple[float, int] = (0.0, 0)
     best: int = 0
+    base_lr: float | None = None
+    lr_curve: list[list[float]] = field(default_factory=list)
     over: bool = False
 
     @property
