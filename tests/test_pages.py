@@ -88,12 +88,15 @@ def make_model(storage: Storage, rows: list[dict[str, object]]) -> None:
         "epochs": [epoch],
         "loss": [[1, 1.2], [2, 0.9], [3, math.nan]],
         "mistakes": [mistake],
+        "calibration": {"bins": [{"low": 0.7, "high": 0.8, "images": 8, "probability": 0.75, "right": 0.875}], "error": 0.125},
+        "threshold": {"probability": 0.81234, "precision": 0.97, "review": 0.25},
+        "lr_curve": [[1e-6, 1.0], [1e-4, 0.9], [1e-2, 0.4]],
     }
     spec = parse("train", {"dataset": "clothing", "version": 1, "model": "clothing", "epochs": 7, "notes": HOSTILE}).model_dump(mode="json")
     info = {
         "model": "clothing", "created": time.time(), "job": "", "arch": "resnet18", "classes": CLASSES, "image_size": 224, "spec": spec,
         "dataset": {"name": "clothing", "version": 1, "hash": "0" * 64, "images": 8}, "parent": None, "error_rate": 0.125, "valid_images": 8,
-        "train_images": 24, "train_seconds": 9.5, "epochs": [epoch], "device": "CPU", "libraries": {"fastai": "2.8.4"},
+        "train_images": 24, "base_lr": 2e-3, "train_seconds": 9.5, "epochs": [epoch], "device": "CPU", "libraries": {"fastai": "2.8.4"},
     }  # fmt: skip
     files = {"report.json": json.dumps(report).encode(), "model.safetensors": b"0" * 64, "validation.parquet": predictions(rows)}
     publish(storage, "models/clothing", files, info)
@@ -363,6 +366,14 @@ def test_a_training_is_ordered_and_its_job_shown(client: FlaskClient, filled: Si
     assert answer.status_code == 303
     job = filled.store.get(answer.location.rsplit("/", 1)[1])
     assert (job.kind, job.spec["epochs"], job.spec["version"], job.spec["start"]) == ("train", 2, 1, "scratch")
+
+
+def test_a_model_says_how_far_to_trust_it_and_a_batch_takes_its_threshold(client: FlaskClient, filled: SimpleNamespace) -> None:
+    text = client.get("/models/clothing/v/1").text
+    assert "97.0\N{NO-BREAK SPACE}% are right" in text
+    assert "Learning rates tried" in text
+    link = html.unescape(re.search(r'href="(/batches/new[^"]*review_below[^"]*)"', text)[1])  # type: ignore[index]
+    assert re.search(r'name="review_below" value="0.8123"', client.get(link).text)
 
 
 def test_two_versions_are_compared_and_the_better_one_promoted_and_rolled_back(client: FlaskClient, filled: SimpleNamespace) -> None:

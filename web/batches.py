@@ -49,7 +49,8 @@ def new() -> str:
     if earlier := request.args.get("from"):
         return _form(SpecForm("classify", batch_of(earlier).spec), {"way": "same", "from": earlier})
     way = request.args.get("way", "zip")
-    return _form(SpecForm("classify", {"model": request.args.get("model", "")}), {"way": way if way in WAYS else "zip"})
+    asked = {name: request.args[name] for name in ("model", "review_below") if name in request.args}
+    return _form(SpecForm("classify", asked), {"way": way if way in WAYS else "zip"})
 
 
 @blueprint.post("/batches/new")

@@ -182,6 +182,27 @@ def confidence(bins: Sequence[int], review_below: float, links: Sequence[str]) -
     )
 
 
+def reliability(bins: Sequence[dict[str, Any]]) -> Markup:
+    """The share of right labels by what the model said, with the diagonal where the two are equal; each bar is a bin of probabilities."""
+    if not bins:
+        return Markup("")
+    axes = Axes(1, 1)
+    bars = []
+    for b in bins:
+        tip = element("title", f"{b['low']:.0%} to {b['high']:.0%}: {_percent(b['right'])} of {b['images']:,} right")
+        left, right = axes.x(b["low"]) + 1, axes.x(b["high"]) - 1
+        bars.append(
+            element("rect", tip, x=left, width=right - left, y=axes.y(b["right"]), height=axes.y(0) - axes.y(b["right"]), class_="column")
+        )
+    return _drawing(
+        "Share of right labels by probability",
+        *axes.left(100, " %"),
+        *bars,
+        element("line", x1=axes.x(0), y1=axes.y(0), x2=axes.x(1), y2=axes.y(1), class_="limit"),
+        *axes.below([0, 0.25, 0.5, 0.75, 0.985], ["0", "25 %", "50 %", "75 %", "100 %"]),
+    )
+
+
 def bar(share: float, tone: str = "") -> Markup:
     """A thin horizontal bar, `share` of its width filled."""
     share = min(max(share, 0.0), 1.0)

@@ -67,6 +67,7 @@ def _view(name: str, version: int) -> dict[str, Any]:
         "actual": actual,
         "predicted": predicted,
         "files": [(f, storage.size(key)) for f in MODEL_FILES if storage.exists(key := models.key(name, version, f))],
+        "reliability": charts.reliability((report.get("calibration") or {}).get("bins", [])),
         "lr_chart": charts.loss_by_rate(report.get("lr_curve") or [], info.get("base_lr") or 0),
         **training_charts(report.get("epochs") or info.get("epochs") or [], report.get("loss") or [], {}),
     }

@@ -94,14 +94,13 @@ def _fit(
     standing.batch_size = batch_size
     if kept:
         checkpoints.put_weights_back(learner, kept)
-    if spec.find_lr:
-        if not standing.epochs:
-            progress.update(phase="finding the learning rate")
-            standing.base_lr, standing.lr_curve = find_rate(learner, spec, Watch(progress))
-        spec = spec.model_copy(update={"base_lr": standing.base_lr})
+    if spec.find_lr and not standing.epochs:
+        progress.update(phase="finding the learning rate")
+        standing.base_lr, standing.lr_curve = find_rate(learner, spec, Watch(progress))
+    base_lr = standing.base_lr or spec.base_lr
     live = Live(progress, spec, learner.dls, standing)
     keep = Keep(storage, job, spec, standing, kept, progress)
-    fit(learner, spec, live, keep)
+    fit(learner, spec.model_copy(update={"base_lr": base_lr}), live, keep)
     progress.update(phase="evaluating")
     if spec.keep_best and standing.best < len(standing.rows):
         learner.model.load_state_dict(keep.best)
@@ -114,7 +113,7 @@ def _fit(
         "train_seconds": round(sum(row["seconds"] for row in standing.rows), 1),
         "device": live.device,
         "mixed_precision": mixes(spec, learner.dls.device),
-        "base_lr": spec.base_lr,
+        "base_lr": base_lr,
         "batch_size": min(batch_size, len(training)),
         "best_epoch": report["best_epoch"],
         "remarks": [

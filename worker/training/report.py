@@ -16,6 +16,8 @@ from worker.training.pictures import Sample
 TOP_LOSSES = 24
 MISTAKES = 500
 CONFUSED = 50
+BINS = 10  # of the reliability diagram
+PRECISION = 0.95  # that the suggested threshold is to reach
 
 Rows = list[dict[str, Any]]
 
@@ -53,7 +55,40 @@ def report_of(classes: list[str], rows: Rows) -> dict[str, Any]:
         "error_rate": len(mistakes) / len(rows),
         "interval": list(wilson(len(mistakes), len(rows))),
         "mistakes": mistakes[:MISTAKES],
+        "calibration": calibration(rows),
+        "threshold": threshold(rows),
     }
+
+
+def calibration(rows: Rows) -> dict[str, Any]:
+    """Whether the probabilities can be believed: `{"bins": [{low, high, images, probability, right}], "error": share}`.
+
+    `probability` is the mean of a bin, `right` the share of its labels that are right; `error` is the expected calibration error (Naeini
+    2015): the mean distance of the two, weighted by images.
+    """
+    bins = []
+    for i in range(BINS):
+        inside = [row for row in rows if min(int(row["probability"] * BINS), BINS - 1) == i]
+        if inside:
+            mean = sum(row["probability"] for row in inside) / len(inside)
+            right = sum(row["actual"] == row["predicted"] for row in inside) / len(inside)
+            bins.append({"low": i / BINS, "high": (i + 1) / BINS, "images": len(inside), "probability": mean, "right": right})
+    return {"bins": bins, "error": sum(b["images"] * abs(b["probability"] - b["right"]) for b in bins) / len(rows)}
+
+
+def threshold(rows: Rows) -> dict[str, Any] | None:
+    """The lowest probability from which labels are right as often as `PRECISION`: {probability, precision, review}; None: there is none.
+
+    `review` is the share of images below it, which a person has to look at.
+    """
+    ordered = sorted(rows, key=lambda row: -row["probability"])
+    found, right = None, 0
+    for n, row in enumerate(ordered, 1):
+        right += row["actual"] == row["predicted"]
+        tied = n < len(ordered) and ordered[n]["probability"] == row["probability"]
+        if not tied and right / n >= PRECISION:
+            found = {"probability": row["probability"], "precision": right / n, "review": 1 - n / len(ordered)}
+    return found
 
 
 def _per_class(classes: list[str], actual: list[str], predicted: list[str]) -> list[dict[str, Any]]:
