@@ -21,7 +21,7 @@ def key(name: str, version: int, file: str) -> str:
 
 def checkpoint_key(job: str) -> str:
     """Where a training keeps its last finished epoch."""
-    return f"checkpoints/{job}.safetensors"
+    return f"checkpoints/{job}/last.safetensors"
 
 
 def names(storage: Storage) -> list[str]:

@@ -183,7 +183,26 @@ class ScrapeSpec(Spec):
         return classes
 
 
-class TrainSpec(Spec):
+class ViewSpec(Spec):
+    """How a network sees the images it is trained on."""
+
+    image_size: int = Field(224, ge=16, le=1024, title="Image size", description="side of the square that the network sees, pixels")
+    min_scale: float = Field(0.5, gt=0, le=1, title="Smallest crop", description="smallest share of an image that a random crop keeps")
+    augment: Literal["none", "light", "course", "strong"] = Field(
+        "course",
+        title="Augmentation",
+        description="course: fastai's aug_transforms (flip, rotate, zoom, warp, light); light: the same without flip and warp; strong: twice as much; none: the random crop alone",
+    )
+
+
+class LookSpec(ViewSpec):
+    """Look at a dataset as a network will see it."""
+
+    dataset: Name = Field(title="Dataset", description="dataset to look at")
+    version: int | None = Field(None, ge=1, title="Dataset version", description="empty: the newest when the job is submitted")
+
+
+class TrainSpec(ViewSpec):
     """Train a classifier: the recipe of the fastai course, each part of it a field with the course's default."""
 
     dataset: Name = Field(title="Dataset", description="dataset to train on")
@@ -198,13 +217,6 @@ class TrainSpec(Spec):
     epochs: Epochs = Field(4, title="Epochs", description="epochs that train the whole network")
     frozen_epochs: int = Field(
         1, ge=0, le=100, title="Frozen epochs", description="epochs before those that train the new head alone; none from scratch"
-    )
-    image_size: int = Field(224, ge=16, le=1024, title="Image size", description="side of the square that the network sees, pixels")
-    min_scale: float = Field(0.5, gt=0, le=1, title="Smallest crop", description="smallest share of an image that a random crop keeps")
-    augment: Literal["none", "light", "course", "strong"] = Field(
-        "course",
-        title="Augmentation",
-        description="course: fastai's aug_transforms (flip, rotate, zoom, warp, light); light: the same without flip and warp; strong: twice as much; none: the random crop alone",
     )
     batch_size: int = Field(64, ge=2, le=2048, title="Batch size", description="images a step")
     base_lr: float = Field(2e-3, gt=0, le=1, title="Learning rate", description="fine_tune's base learning rate")
@@ -290,8 +302,14 @@ class ClassifySpec(Spec):
     )
 
 
-SPECS: dict[str, type[Spec]] = {"import": ImportSpec, "scrape": ScrapeSpec, "train": TrainSpec, "classify": ClassifySpec}
-AnySpec = ImportSpec | ScrapeSpec | TrainSpec | ClassifySpec
+SPECS: dict[str, type[Spec]] = {
+    "import": ImportSpec,
+    "scrape": ScrapeSpec,
+    "look": LookSpec,
+    "train": TrainSpec,
+    "classify": ClassifySpec,
+}
+AnySpec = ImportSpec | ScrapeSpec | LookSpec | TrainSpec | ClassifySpec
 
 
 def parse(kind: str, data: Any) -> AnySpec:

@@ -218,7 +218,14 @@ def addresses(filled: SimpleNamespace) -> list[str]:
     jobs = [
         f"/jobs/{job}{part}" for job in (filled.scrape, filled.train, filled.failed, filled.done, filled.queued) for part in ("", "/live")
     ]
-    of_dataset = ["", "?label=hat", "?label=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E", "?dropped=1", f"/images/{filled.rows[1]['sha256']}"]
+    of_dataset = [
+        "",
+        "/look",
+        "?label=hat",
+        "?label=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E",
+        "?dropped=1",
+        f"/images/{filled.rows[1]['sha256']}",
+    ]
     of_model = ["", "/compare?with=clothing/v1", "?actual=%3Cimg%20src%3Dx%20onerror%3Dalert(1)%3E&predicted=hat"]
     of_batch = [
         "",
@@ -366,6 +373,26 @@ def test_a_training_is_ordered_and_its_job_shown(client: FlaskClient, filled: Si
     assert answer.status_code == 303
     job = filled.store.get(answer.location.rsplit("/", 1)[1])
     assert (job.kind, job.spec["epochs"], job.spec["version"], job.spec["start"]) == ("train", 2, 1, "scratch")
+
+
+def test_a_dataset_is_looked_at_as_the_network_sees_it(client: FlaskClient, filled: SimpleNamespace) -> None:
+    page = "/datasets/clothing/v/1/look"
+    assert "A worker makes the pictures" in client.get(page).text
+    assert "less than or equal to 1024" in post(client, page, page, image_size="4096", min_scale="0.5", augment="course").text
+    job = post(client, page, page, image_size="64", min_scale="0.5", augment="light").location.rsplit("/", 1)[1]
+    assert filled.store.get(job).spec == {"dataset": "clothing", "version": 1, "image_size": 64, "min_scale": 0.5, "augment": "light"}
+    filled.storage.write_json("looks/clothing/v0001/64-0.5-light/index.json", {"labels": [HOSTILE], "min_scale": 0.5, "augment": "light"})
+    filled.storage.write("looks/clothing/v0001/64-0.5-light/crop.webp", picture(1))
+    text = client.get(f"{page}?image_size=64&augment=light").text
+    assert "RandomResizedCrop" in text
+    assert "<img src=x" not in text
+    assert client.get(f"{page}/64-0.5-light/crop.webp").mimetype == "image/webp"
+    for wrong in ("64-0.5-light/other.webp", "..%2f..%2fx/crop.webp", "9-0.5-light/crop.webp"):
+        assert client.get(f"{page}/{wrong}").status_code == 404
+
+
+def test_a_class_too_small_to_validate_is_named(client: FlaskClient, filled: SimpleNamespace) -> None:
+    assert "2 classes are too small to validate" in client.get("/datasets/clothing/v/1").text
 
 
 def test_a_model_says_how_far_to_trust_it_and_a_batch_takes_its_threshold(client: FlaskClient, filled: SimpleNamespace) -> None:

@@ -292,6 +292,14 @@ def test_a_dataset_is_made_in_a_child_process(worker, digits):
     assert worker.store.get(job).result == {"dataset": "again", "version": 1, "images": 120, "dropped": 0}
 
 
+def test_a_dataset_is_looked_at_in_a_child_process(worker):
+    job = order(worker, "look", {"dataset": "digits", "version": 1, "image_size": 32})
+    run_unit(worker, job, "main")
+    state = worker.store.get(job)
+    assert (state.state, state.result) == (State.DONE, {"dataset": "digits", "version": 1, "look": "32-0.5-course"})
+    assert len(worker.storage.list("looks/digits/v0001/32-0.5-course")) == 6
+
+
 def test_class_names_become_a_dataset_in_a_child_process(worker, image_server):
     for query in ("cat", "dog"):
         image_server.hits["openverse"][query] = [f"/img/{query}-{n}.jpg" for n in range(4)]

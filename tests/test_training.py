@@ -386,7 +386,7 @@ def test_a_training_goes_on_only_from_one_like_it(ready):
 def test_a_checkpoint_that_is_no_checkpoint_is_a_sentence(ready):
     settings, storage = ready
     storage.write(models.checkpoint_key("job1"), b"nothing of the kind")
-    with pytest.raises(DarkroomError, match=r"job1\.safetensors cannot be read"):
+    with pytest.raises(DarkroomError, match=r"job1/last\.safetensors cannot be read"):
         train(TrainSpec(**SPEC), "job1", storage, settings, Progress(lambda _: None))
 
 

@@ -81,6 +81,12 @@ def show_dataset_version(name: str, version: int) -> Response:
 # -- models -----------------------------------------------------------------------------------------------------------
 
 
+@blueprint.post("/datasets/<name>/look")
+def look(name: str) -> Response:
+    """Order pictures of a dataset as a network will see it."""
+    return _submitted("look", _spec(dataset=name))
+
+
 @blueprint.post("/trainings")
 def train() -> Response:
     """Order a training."""

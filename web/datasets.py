@@ -1,19 +1,26 @@
 """Pages of datasets: cards, making one in three ways, and a version as contact sheets."""
 
-from flask import Blueprint, redirect, render_template, request, url_for
+import re
+from contextlib import suppress
+from typing import Any
+
+from flask import Blueprint, Response, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as Redirect
 
-from shared import datasets
+from shared import datasets, looks
 from shared.errors import DarkroomError, Invalid, NotFound
+from shared.specs import LookSpec, check
 from shared.storage import versions
 from web import charts, orders
 from web.backend import backend
 from web.covers import cover, first_rows
 from web.forms import SpecForm, class_lines
+from web.images import webp
 from web.uploads import keep_files
 
 blueprint = Blueprint("datasets", __name__)
 WAYS = {"scrape": "Class names", "zip": "A zip", "folder": "A folder on the server"}
+THIN = 20  # images of a class: a fifth of fewer is no more than three, and three say nothing about the next
 PAGE = 96  # thumbnails a page of one class
 CLASSES = 24  # classes a page
 
@@ -78,13 +85,18 @@ def newest(name: str) -> Redirect:
     return redirect(url_for("datasets.show", name=name, version=datasets.latest(backend().storage, name)))
 
 
+def thin(classes: dict[str, int]) -> list[str]:
+    """The classes of which so few images are held back for validation that their figures say little, the smallest first."""
+    return sorted((c for c, n in classes.items() if n < THIN), key=lambda c: (classes[c], c))
+
+
 @blueprint.get("/datasets/<name>/v/<int(max=999999):version>")
 def show(name: str, version: int) -> str:
     """A version: a contact sheet a class, or one class a page at a time, or what was dropped."""
     storage = backend().storage
     info = datasets.info(storage, name, version)
     numbers = versions(storage, f"datasets/{name}")
-    common = {"info": info, "numbers": numbers[::-1], "balance": charts.bar_rows(info["classes"], most=200)}
+    common = {"info": info, "numbers": numbers[::-1], "balance": charts.bar_rows(info["classes"], most=200), "thin": thin(info["classes"])}
     label, page = request.args.get("label"), _page()
     if label is not None:
         if label not in info["classes"]:
@@ -111,6 +123,43 @@ def image(name: str, version: int, sha256: str) -> str:
         raise NotFound(f"The dataset {name!r} v{version} has no such picture.")
     before, after = rows[at - 1] if at else None, rows[at + 1] if at + 1 < len(rows) else None
     return render_template("datasets/image.html", info=info, row=rows[at], before=before, after=after, label=label, at=at + 1, of=len(rows))
+
+
+@blueprint.get("/datasets/<name>/v/<int(max=999999):version>/look")
+def look(name: str, version: int) -> str:
+    """The dataset as a network will see it, or the button that makes the pictures."""
+    info = datasets.info(backend().storage, name, version)
+    return _look(info, SpecForm("look", {"dataset": name, "version": version, **request.args.to_dict()}))
+
+
+def _look(info: dict[str, Any], form: SpecForm) -> str:
+    found = key = None
+    with suppress(Invalid):
+        spec: LookSpec = check(LookSpec, form.data())
+        found, key = looks.index(backend().storage, spec, info["version"]), looks.key(spec)
+    return render_template("datasets/look.html", info=info, form=form, found=found, key=key, strips=looks.STRIPS)
+
+
+@blueprint.post("/datasets/<name>/v/<int(max=999999):version>/look")
+def order_look(name: str, version: int) -> Redirect | tuple[str, int]:
+    """Order the pictures."""
+    info = datasets.info(backend().storage, name, version)
+    form = SpecForm("look", typed=request.form)
+    data = form.data(dataset=name, version=version)
+    try:
+        return redirect(url_for("jobs.show", job_id=orders.submit(backend(), "look", data).id), 303)
+    except DarkroomError as error:
+        status = form.refuse(data, error)
+        return _look(info, form), status
+
+
+@blueprint.get("/datasets/<name>/v/<int(max=999999):version>/look/<key>/<strip>.webp")
+def look_picture(name: str, version: int, key: str, strip: str) -> Response:
+    """One of the pictures."""
+    datasets.info(backend().storage, name, version)
+    if strip not in looks.STRIPS or not re.fullmatch(r"[0-9a-z.-]{1,40}", key) or ".." in key:
+        raise NotFound("There is no such picture.")
+    return webp(backend().storage.read(looks.path(name, version, key, f"{strip}.webp")))
 
 
 def _page() -> int:

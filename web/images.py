@@ -30,9 +30,9 @@ def thumb(sha256: str, ext: str) -> Response:
     _check(sha256, ext)
     storage = backend().storage
     if kept := _kept(storage, sha256, side := _side()):
-        return _webp(kept)
+        return webp(kept)
     try:
-        return _webp(_keep(storage, sha256, side, storage.read(image_key(sha256, ext))))
+        return webp(_keep(storage, sha256, side, storage.read(image_key(sha256, ext))))
     except BadImage:
         return _placeholder(side)
 
@@ -51,9 +51,9 @@ def item_thumb(batch: str, item_id: int) -> Response:
     storage, side = backend().storage, _side()
     row = backend().queries.row(batch, item_id)
     if row["sha256"] and (kept := _kept(storage, row["sha256"], side)):
-        return _webp(kept)
+        return webp(kept)
     try:
-        return _webp(_keep(storage, row["sha256"], side, _read(storage, row["locator"], row["sha256"])))
+        return webp(_keep(storage, row["sha256"], side, _read(storage, row["locator"], row["sha256"])))
     except BadImage:
         return _placeholder(side)
 
@@ -101,7 +101,8 @@ def _keep(storage: Storage, sha256: str, side: int, data: bytes) -> bytes:
     return made
 
 
-def _webp(data: bytes, cache: str = FOR_EVER) -> Response:
+def webp(data: bytes, cache: str = FOR_EVER) -> Response:
+    """A WebP picture as an answer that browsers keep and that can do nothing."""
     response = Response(data, mimetype="image/webp")
     response.headers["Cache-Control"] = cache
     return _locked(response)
@@ -114,7 +115,7 @@ def _locked(response: Response) -> Response:
 
 
 def _placeholder(side: int) -> Response:
-    return _webp(_grey(side), cache="private, max-age=60")
+    return webp(_grey(side), cache="private, max-age=60")
 
 
 @lru_cache

@@ -7,7 +7,7 @@ from werkzeug.wrappers import Response as Redirect
 
 from shared.jobs import Job, State
 from shared.queue import QUEUE_OF
-from shared.specs import Epochs, check
+from shared.specs import Epochs, LookSpec, check
 from web import charts, orders
 from web.backend import backend, job_of
 from web.pages import fragment, page_of
@@ -134,6 +134,9 @@ def _made(job: Job) -> dict[str, str] | None:
             "title": f"{result['model']} v{result['version']}",
             "url": url_for("models.show", name=result["model"], version=result["version"]),
         }
+    if job.kind == "look":
+        shown = {name: job.spec[name] for name in LookSpec.model_fields if name not in {"dataset", "version"}}
+        return {"title": "the pictures", "url": url_for("datasets.look", name=result["dataset"], version=result["version"], **shown)}
     if job.kind == "classify":
         return {"title": "its batch", "url": url_for("batches.show", batch=job.id)}
     return {

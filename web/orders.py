@@ -21,6 +21,7 @@ from shared.specs import (
     FolderSource,
     ImportSpec,
     ListSource,
+    LookSpec,
     Name,
     ReviewSource,
     TrainSpec,
@@ -34,7 +35,7 @@ from web.uploads import keep_addresses
 
 PREDICT_SECONDS = 30
 NOBODY_PREDICTS = "No worker answers single images at the moment. Start one with `darkroom worker --queues predict,classify`."
-FIRST_UNIT = {"import": "main", "scrape": "main", "train": "main", "classify": "plan"}
+FIRST_UNIT = {"import": "main", "scrape": "main", "look": "main", "train": "main", "classify": "plan"}
 
 
 def submit(backend: Backend, kind: str, data: Any, idempotency_key: str = "") -> Job:
@@ -70,6 +71,8 @@ def _settle(backend: Backend, spec: AnySpec) -> AnySpec:
         return spec.model_copy(update={"model": f"{name}/v{version}", "source": _settle_source(backend, spec.source)})
     if isinstance(spec, ImportSpec):
         return spec.model_copy(update={"source": _settle_source(backend, spec.source)})
+    if isinstance(spec, LookSpec):
+        return spec.model_copy(update={"version": datasets.info(storage, spec.dataset, spec.version)["version"]})
     if isinstance(spec, TrainSpec):
         info = datasets.info(storage, spec.dataset, spec.version)
         if len(info["classes"]) < 2:
@@ -227,6 +230,8 @@ def describe(job: Job) -> str:
             return f"Train {spec['model']} on {spec['dataset']} v{spec['version']}"
         case "classify":
             return f"Classify with {spec['model']}"
+        case "look":
+            return f"Look at {spec['dataset']} v{spec['version']}"
         case "scrape":
             return f"Scrape {spec['dataset']}"
         case _:

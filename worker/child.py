@@ -182,6 +182,12 @@ def _train(room: Room, progress: Progress, spec: dict[str, Any], job: str) -> di
     return train(parse("train", spec), job, room.storage, room.settings, progress)
 
 
+def _look(room: Room, progress: Progress, spec: dict[str, Any], job: str) -> dict[str, Any]:
+    from worker.training.looks import look
+
+    return look(parse("look", spec), job, room.storage, room.settings, progress)
+
+
 def _plan(room: Room, progress: Progress, spec: dict[str, Any], job: str, first: int) -> dict[str, Any]:
     from worker.classifying.batches import plan
 
@@ -215,6 +221,7 @@ def _predict(room: Room, progress: Progress, model: str, image: str) -> dict[str
 CALLS: dict[str, Callable[..., dict[str, Any]]] = {
     "dataset": _dataset,
     "train": _train,
+    "look": _look,
     "plan": _plan,
     "shard": _shard,
     "write_off": _write_off,

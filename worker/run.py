@@ -234,10 +234,10 @@ def _do(turn: _Turn) -> None:
         return
     if claim.attempt > worker.settings.max_attempts:
         raise Failed(f"The worker stopped answering, {worker.settings.max_attempts} times; the work was given up.")
-    child = Child(worker.settings, 0 if job.kind == "train" else worker.settings.child_memory_bytes)
+    child = Child(worker.settings, 0 if job.kind in {"train", "look"} else worker.settings.child_memory_bytes)
     try:
-        if job.kind == "train":
-            result = _call(turn, child, "train", spec=job.spec, job=job.id)
+        if job.kind in {"train", "look"}:
+            result = _call(turn, child, job.kind, spec=job.spec, job=job.id)
         else:
             result = _call(turn, child, "dataset", kind=job.kind, spec=job.spec, job=job.id)
     finally:

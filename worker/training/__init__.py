@@ -52,6 +52,7 @@ def train(spec: TrainSpec, job: str, storage: Storage, settings: Settings, progr
     dataset = datasets.info(storage, spec.dataset, spec.version)
     samples = samples_of(spec, dataset["version"], storage, settings, progress)
     origin = origin_of(spec, storage)
+    storage.clear_unfinished(f"checkpoints/{job}")  # of a process that was killed while it wrote
     kept = checkpoints.found(storage, job, spec)
     batch_size = kept.standing.batch_size if kept else spec.batch_size
     while True:

@@ -1,6 +1,6 @@
 """What a training leaves after each epoch, so that it goes on from there whatever happens to it.
 
-`checkpoints/<job>.safetensors` holds the weights, the optimizer's state and the best weights so far; its header says, as JSON,
+`checkpoints/<job>/last.safetensors` holds the weights, the optimizer's state and the best weights so far; its header says, as JSON,
 how far the training is. It is replaced as a whole, so that there is always a whole one. There are no random states in it:
 every epoch draws from a seed of its own (`recipe.seed_epoch`).
 """

@@ -31,7 +31,7 @@ from fastai.vision.learner import vision_learner
 from fasttransform import Transform
 
 from shared.errors import DarkroomError
-from shared.specs import TrainSpec
+from shared.specs import TrainSpec, ViewSpec
 from worker.training.live import Live
 from worker.training.pictures import Sample
 from worker.training.weights import Origin, fetch_weights, take_over
@@ -84,7 +84,7 @@ def build_dataloaders(spec: TrainSpec, samples: list[Sample], origin: Origin | N
     )
 
 
-def augmentation(spec: TrainSpec) -> list[Transform]:
+def augmentation(spec: ViewSpec) -> list[Transform]:
     """What is done to batches of training images after the random crop."""
     match spec.augment:
         case "none":
