@@ -26,7 +26,7 @@ SECTION = "bench-classify"
 PRECISIONS = ("exact", "fast", "int8")
 # no ImageNet weights need to be at hand: from scratch on small pictures, which is quick, and on from there with large ones
 FROM_SCRATCH = {"start": "scratch", "epochs": 12, "augment": "light", "image_size": 96, "base_lr": 5e-3}
-ENLARGED = {"epochs": 2, "frozen_epochs": 0, "augment": "light", "image_size": 224, "base_lr": 5e-3}
+ENLARGED = {"epochs": 3, "frozen_epochs": 0, "augment": "light", "image_size": 224, "base_lr": 2e-2}
 FINE_TUNED = {"arch": "squeezenet1_0", "epochs": 1, "frozen_epochs": 1, "image_size": 224}
 WARM_UP = 64  # photographs of the batch that warms a worker up
 OTHERS = ("predict", "get_preds_0", "get_preds_2", "get_preds_last", "ray_tasks", "ray_actors")  # of benchmarks/contenders.py
