@@ -221,7 +221,7 @@ def test_a_batch_rests_while_the_disk_is_full_and_goes_on_when_there_is_room(bac
 @pytest.mark.slow
 def test_workers_come_and_go_in_the_middle_and_share_the_work(backend, start_worker, digits, tmp_path):
     start_worker()
-    job = order_batch(backend, many(digits, tmp_path, copies=8), shard_size=1)
+    job = order_batch(backend, many(digits, tmp_path, copies=24), shard_size=1)
     working(backend, job, 20)
     more = [start_worker() for _ in range(3)]
     until(lambda: len(backend.store.workers()) == 4 and all(w["busy"] for w in backend.store.workers()), explain=explain(backend, job))
@@ -230,7 +230,7 @@ def test_workers_come_and_go_in_the_middle_and_share_the_work(backend, start_wor
     for worker in more:
         worker.wait(30)
     assert not ended(backend, job)
-    one_row_an_item(backend, job, 960)
+    one_row_an_item(backend, job, 2880)
 
 
 # -- users who change their mind --------------------------------------------------------------------------------------
