@@ -235,8 +235,8 @@ def test_a_training_whose_process_is_killed_again_and_again_before_an_epoch_ends
     assert worker.storage.list("models") == ["digits"]
 
 
-def test_a_training_on_large_pictures_has_loader_processes_and_ends(worker, tmp_path):
-    """Loader processes are forked from the child, in which a thread waits for commands."""
+def large_pictures(worker, tmp_path):
+    """The name of a dataset of pictures so large that processes of their own read them."""
     noise = Image.effect_noise((1200, 1000), 80).convert("RGB")
     for n in range(60):
         path = tmp_path / "large" / f"class {n % 2}" / f"{n}.jpg"
@@ -245,11 +245,33 @@ def test_a_training_on_large_pictures_has_loader_processes_and_ends(worker, tmp_
         noise.save(path)
     source = {"kind": "folder", "path": str(tmp_path / "large")}
     run_unit(worker, order(worker, "import", {"dataset": "large", "source": source}), "main")
-    spec = {**LONG, "dataset": "large", "model": "large", "epochs": 1}
-    job = order(worker, "train", spec)
+    return "large"
+
+
+def test_a_training_on_large_pictures_has_loader_processes_and_ends(worker, tmp_path):
+    """Loader processes are forked from the child, in which a thread waits for commands."""
+    job = order(worker, "train", {**LONG, "dataset": large_pictures(worker, tmp_path), "model": "large", "epochs": 1})
     run_unit(worker, job, "main")
     assert worker.store.get(job).state == State.DONE
     assert loader_workers([Sample("", "jpg", "", False, Path(), 1_200_000)] * 45) > 0
+
+
+def test_a_training_whose_reading_process_is_killed_goes_on(worker, tmp_path):
+    pictures = large_pictures(worker, tmp_path)
+    job = order(worker, "train", {**LONG, "dataset": pictures, "model": "large", "epochs": 3})
+
+    def watch():
+        until(lambda: worker.store.rows(job, "epochs") and descendants(children()[0]), 60)
+        os.kill(descendants(children()[0])[-1], signal.SIGKILL)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    run_unit(worker, job, "main")
+    thread.join()
+    state = worker.store.get(job)
+    assert state.state == State.DONE
+    assert state.progress["remark"] == "A process that reads images was ended; training went on from its last finished epoch."
+    assert [row["epoch"] for row in worker.store.rows(job, "epochs")] == [1, 2, 3]
 
 
 def test_a_cancelled_training_stops_and_leaves_no_model(worker):

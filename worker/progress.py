@@ -10,8 +10,9 @@ from shared.errors import Cancelled
 class Progress:
     """Collects the state of a unit of work and hands each change to `emit` as a JSON-able dict.
 
-    `{"progress": {...}}` for the whole state so far, `{"row": [list name, value]}` for one row of a list, `{"read": True}`
-    when a shard needs no more reading, `{"kept": True}` when what was done so far outlives this process.
+    `{"progress": {...}}` for the whole state so far, `{"row": [list name, value]}` for one row of a list, `{"anew": list name}`
+    when it begins again, `{"read": True}` when a shard needs no more reading, `{"kept": True}` when what was done so far outlives
+    this process.
     """
 
     def __init__(
@@ -33,6 +34,10 @@ class Progress:
         """Append one row to a list of the job (`epochs`, `loss`). Raises Cancelled when the unit should stop."""
         self.check()
         self._emit({"row": [name, value]})
+
+    def anew(self, name: str) -> None:
+        """Begin a list of the job again: the next row is its first."""
+        self._emit({"anew": name})
 
     def check(self) -> None:
         """Raises Cancelled when the unit should stop; call it between two mini-batches."""

@@ -337,6 +337,8 @@ class _Heartbeat:
             self.progress = message["progress"]
         elif "row" in message:
             self.rows.setdefault(message["row"][0], []).append(message["row"][1])
+        elif "anew" in message:
+            self.rows[message["anew"]], self.sent[message["anew"]] = [], 0
         elif "kept" in message:
             self.turn.attempt = 1
             with suppress(Unavailable):

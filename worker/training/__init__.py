@@ -36,6 +36,7 @@ from worker.training.recipe import build_learner, find_rate, fit, mixes, normali
 from worker.training.report import Rows, evaluate, report_of
 from worker.training.weights import Origin, class_remarks, origin_of, weights_file
 
+READER_DEATHS = 2  # after which more of them say that the machine cannot do it
 SMALLEST_BATCH = 2  # batch normalisation needs two images
 LIBRARIES = ("torch", "torchvision", "fastai", "openvino", "nncf")
 
@@ -55,13 +56,18 @@ def train(spec: TrainSpec, job: str, storage: Storage, settings: Settings, progr
     storage.clear_unfinished(f"checkpoints/{job}")  # of a process that was killed while it wrote
     kept = checkpoints.found(storage, job, spec)
     batch_size = kept.standing.batch_size if kept else spec.batch_size
+    deaths = 0
     while True:
         try:
             fitted = _fit(spec, batch_size, job, samples, origin, kept, storage, progress)
             break
         except RuntimeError as error:
-            batch_size = _halved(error, spec, batch_size)
-        progress.update(remark=_halving(spec, batch_size))
+            if str(error).startswith("DataLoader worker") and deaths < READER_DEATHS:
+                deaths, remark = deaths + 1, "A process that reads images was ended; training went on from its last finished epoch."
+            else:
+                batch_size = _halved(error, spec, batch_size)
+                remark = _halving(spec, batch_size)
+        progress.update(remark=remark)
         _let_go()
         kept = checkpoints.found(storage, job, spec)
     info = _info(spec, job, dataset, samples, fitted.report, origin) | fitted.made
@@ -129,7 +135,7 @@ def _halved(error: RuntimeError, spec: TrainSpec, batch_size: int) -> int:
     """Half a batch, if too little memory was the error; any other is raised again, or told. torch has a class for CUDA alone."""
     if str(error).startswith("DataLoader worker"):
         raise DarkroomError(
-            "A process that reads images for training was ended. Usually the machine ran out of memory, or of shared memory (/dev/shm)."
+            f"Processes that read images for training were ended, {READER_DEATHS + 1} times. Usually the machine ran out of memory, or of shared memory (/dev/shm)."
         ) from error
     if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
         raise error

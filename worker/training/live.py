@@ -60,6 +60,8 @@ class Live(Watch):
         """Say what is to come, and what there is already."""
         self.started = time.monotonic()
         self.told.update(phase="training", device=self.device, done=self.done, total=self.total, epochs=self.epochs, batches=self.batches)
+        self.told.anew("epochs")
+        self.told.anew("loss")
         for row in self.standing.rows:
             self.told.row("epochs", row)
         for point in self.standing.points:
