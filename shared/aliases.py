@@ -1,27 +1,23 @@
 """Names that point to a version of a model, such as `production`; `clothing@production` is that version wherever a model is named.
 
-Each move is a file of its own, `models/<name>/aliases/<alias>/000001.json`, which never changes; the last one counts. So a move
-is atomic, the log cannot disagree with it, and going back is one more move.
+Each move is a file of its own, `models/<name>/aliases/<alias>/<id>.json`, which never changes; ids sort by time, and the last one
+counts. So a move is atomic on any storage, the log is the state, and going back is one more move.
 """
 
-import json
-import secrets
 import time
+from itertools import pairwise
 from typing import Any
 
 from shared.errors import Conflict, NotFound
+from shared.jobs import new_id
 from shared.specs import Name, check
-from shared.storage import Storage
+from shared.storage import Storage, versions
 
 
 def pointed(storage: Storage, name: str) -> dict[str, int]:
     """The aliases of a model and the version each points to."""
-    found = {}
-    for alias in storage.list(f"models/{name}/aliases"):
-        version = log(storage, name, alias)[0]["version"]
-        if version is not None:
-            found[alias] = version
-    return found
+    last = {alias: moves[0]["version"] for alias in storage.list(f"models/{name}/aliases") if (moves := log(storage, name, alias))}
+    return {alias: version for alias, version in last.items() if version is not None}
 
 
 def log(storage: Storage, name: str, alias: str) -> list[dict[str, Any]]:
@@ -29,19 +25,18 @@ def log(storage: Storage, name: str, alias: str) -> list[dict[str, Any]]:
     check(Name, name)
     check(Name, alias)
     folder = f"models/{name}/aliases/{alias}"
-    return [storage.read_json(f"{folder}/{file}") for file in reversed(storage.list(folder))]
+    moves = [storage.read_json(f"{folder}/{file}") for file in reversed(storage.list(folder))]
+    return [{**move, "before": earlier["version"]} for move, earlier in pairwise([*moves, {"version": None}])]
 
 
 def move(storage: Storage, name: str, alias: str, version: int | None) -> dict[str, Any]:
-    """Let an alias point to a version, which the caller has checked, or to none; the move as it is logged. Raises Invalid."""
-    while True:
-        moves = log(storage, name, alias)
-        before = moves[0]["version"] if moves else None
-        made = {"version": version, "before": before, "at": time.time(), "id": secrets.token_hex(8)}
-        key = f"models/{name}/aliases/{alias}/{len(moves) + 1:06d}.json"
-        storage.write(key, json.dumps(made).encode(), replace=False)
-        if storage.read_json(key)["id"] == made["id"]:  # otherwise somebody else has moved it meanwhile
-            return made
+    """Let an alias point to a version, or to none; the move as it is logged. Raises Invalid for a name, and NotFound for a version that is not there."""
+    before = log(storage, name, alias)
+    if version is not None and version not in versions(storage, f"models/{name}"):
+        raise NotFound(f"There is no version {version} of the model {name!r}.")
+    made = {"version": version, "at": time.time()}
+    storage.write_json(f"models/{name}/aliases/{alias}/{new_id()}.json", made)
+    return {**made, "before": before[0]["version"] if before else None}
 
 
 def back(storage: Storage, name: str, alias: str) -> dict[str, Any]:

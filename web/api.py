@@ -120,7 +120,7 @@ def show_alias(name: str, alias: str) -> Response:
 def promote(name: str, alias: str) -> Response:
     """Let an alias point to a version."""
     version = check(Version, _spec().get("version"))
-    return jsonify(orders.promote(backend(), name, version, alias))
+    return jsonify(aliases.move(backend().storage, name, alias, version))
 
 
 @blueprint.post("/models/<name>/aliases/<alias>/rollback")

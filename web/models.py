@@ -111,7 +111,8 @@ def compare_with(name: str, version: int) -> str:
     storage = backend().storage
     info = models.info(storage, name, version)
     others = [f"{m['model']}/v{m['version']}" for each in models.names(storage) for m in models.all_versions(storage, each)]
-    ref = request.args.get("with") or info.get("parent") or next((other for other in others if other != f"{name}/v{version}"), "")
+    likely = [ref for ref in (info.get("parent"), *others) if ref in others and ref != f"{name}/v{version}"]
+    ref = request.args.get("with") or next(iter(likely), "")
     old = models.resolve(storage, ref)
     found = compare(storage, old, (name, version))
     return render_template(
@@ -129,7 +130,7 @@ def compare_with(name: str, version: int) -> str:
 @blueprint.post("/models/<name>/v/<int(max=999999):version>/promote")
 def promote(name: str, version: int) -> Redirect:
     """Let an alias point to this version."""
-    orders.promote(backend(), name, version, request.form.get("alias", "").strip() or "production")
+    aliases.move(backend().storage, name, request.form.get("alias", "").strip() or "production", version)
     return redirect(url_for("models.show", name=name, version=version), 303)
 
 

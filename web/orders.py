@@ -4,10 +4,11 @@ The page, the API and, through it, the command line all order here. What comes o
 from then on nothing is lost if this process dies.
 """
 
+import sys
 from contextlib import suppress
 from typing import Any
 
-from shared import aliases, datasets, models, review
+from shared import datasets, models, review
 from shared.errors import Conflict, Invalid, Unavailable
 from shared.items import Source, check_place
 from shared.items import check as check_source
@@ -203,22 +204,13 @@ def retry_failed(backend: Backend, job_id: str) -> Job:
     return submit(backend, "classify", {**job.spec, "source": {"kind": "failed", "batch": job_id}})
 
 
-def promote(backend: Backend, name: str, version: int, alias: str) -> dict[str, Any]:
-    """Let an alias of a model point to a version; the move as it is logged. Raises NotFound, Invalid."""
-    models.info(backend.storage, name, version)
-    return aliases.move(backend.storage, name, check(Name, alias), version)
-
-
 def delete_model(backend: Backend, name: str, version: int) -> None:
     """Delete a version of a model that nothing uses. Raises NotFound, Conflict."""
     ref = f"{name}/v{version}"
     models.info(backend.storage, name, version)
-    for state in State:
-        if state.terminal:
-            continue
-        for job in backend.store.page(1000, states=(state,)):
-            if ref in (job.spec.get("model") if job.kind == "classify" else None, job.spec.get("start")):
-                raise Conflict(f"{ref} is in use by the job {job.id}, which is {job.state}. Wait for it, or cancel it.")
+    for job in backend.store.page(sys.maxsize, states=tuple(state for state in State if not state.terminal)):
+        if ref in (job.spec.get("model") if job.kind == "classify" else None, job.spec.get("start")):
+            raise Conflict(f"{ref} is in use by the job {job.id}, which is {job.state}. Wait for it, or cancel it.")
     models.delete(backend.storage, name, version)
 
 

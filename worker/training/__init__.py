@@ -121,7 +121,7 @@ def _fit(
         "device": live.device,
         "mixed_precision": mixes(spec, learner.dls.device),
         "base_lr": base_lr,
-        "batch_size": min(batch_size, len(training)),
+        "batch_size": learner.dls.train.bs,
         "best_epoch": report["best_epoch"],
         "remarks": [
             *([_halving(spec, batch_size)] if batch_size < spec.batch_size else _few(spec, len(training))),

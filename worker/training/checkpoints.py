@@ -2,7 +2,7 @@
 
 `checkpoints/<job>/last.safetensors` holds the weights, the optimizer's state and the best weights so far; its header says, as JSON,
 how far the training is. It is replaced as a whole, so that there is always a whole one. There are no random states in it:
-every epoch draws from a seed of its own (`recipe.seed_epoch`).
+every epoch draws from a seed of its own (`recipe.Seeds`).
 """
 
 import json
@@ -35,7 +35,8 @@ class Standing:
 
     `rows`: one a finished epoch; `earlier`: how many of them belong to the training that this one prolongs; `points`: [batch,
     smoothed loss]; `smooth`: fastai's running loss, its value and count; `best`: the epoch with the lowest error rate, from 1;
-    `base_lr` and `lr_curve` ([rate, loss]): what was found when the spec says so; `batch_size`: what is left of the spec's after halving; `over`: all epochs are done, or it was stopped early.
+    `base_lr` and `lr_curve` ([rate, loss]): what was found when the spec says so; `batch_size`: what is left of the spec's after
+    halving; `over`: all epochs are done, or it was stopped early.
     """
 
     batch_size: int
@@ -59,7 +60,6 @@ class Checkpoint:
     """A training as it was after an epoch."""
 
     spec: TrainSpec
-    classes: list[str]
     standing: Standing
     weights: Tensors
     optimizer: list[dict[str, Any]]  # a dict a parameter, tensors and numbers
@@ -74,7 +74,7 @@ def write(storage: Storage, job: str, spec: TrainSpec, learner: Learner, standin
     for i, state in enumerate(learner.opt.state_dict()["state"]):
         numbers.append({name: value for name, value in state.items() if not isinstance(value, torch.Tensor)})
         tensors |= {f"optimizer.{i}.{name}": _plain(value) for name, value in state.items() if isinstance(value, torch.Tensor)}
-    head = {"spec": spec.model_dump(), "classes": list(learner.dls.vocab), "standing": asdict(standing), "optimizer": numbers}
+    head = {"spec": spec.model_dump(), "standing": asdict(standing), "optimizer": numbers}
     storage.write(checkpoint_key(job), save(tensors, {"darkroom": json.dumps(head)}))
 
 
@@ -93,7 +93,6 @@ def read(storage: Storage, job: str) -> Checkpoint | None:
             optimizer[int(i)][number] = value
         return Checkpoint(
             TrainSpec(**head["spec"]),
-            head["classes"],
             Standing(**head["standing"]),
             _below("model.", tensors),
             optimizer,

@@ -170,8 +170,7 @@ def cycles(spec: TrainSpec) -> list[Cycle]:
 
 def fit(learner: Learner, spec: TrainSpec, live: Live, *more: Callback) -> None:
     """Train to the end of the spec's epochs, from where `live.standing` is. `more`: what else looks on."""
-    callbacks = [live, *more, *regular(spec, learner)]
-    callbacks += [Seeds(spec, live), *([MixUp(spec.mixup)] if spec.mixup else [])]
+    callbacks = [live, *more, *regular(spec, learner), Seeds(spec, live), *([MixUp(spec.mixup)] if spec.mixup else [])]
     ended = live.standing.epochs
     live.begin()
     with learner.no_bar(), learner.no_logging():
