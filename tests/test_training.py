@@ -445,6 +445,17 @@ def test_training_stops_when_patience_is_over(ready):
     assert len(rows) == checkpoints.best_epoch(rows) + 2 < 30
 
 
+def test_patience_does_not_begin_before_the_whole_network_is_trained_nor_in_an_earlier_training():
+    spec = TrainSpec(**WHOLE | {"patience": 2})
+
+    def after(epochs, **more):
+        return checkpoints.stale(spec, Standing(16, rows=[{}] * epochs, best=1, **more))
+
+    assert [after(n) for n in (1, 2, 3)] == [False, False, True]  # the first is the head's
+    assert [after(n, earlier=5) for n in (6, 7, 8)] == [False, False, True]
+    assert not checkpoints.stale(spec.model_copy(update={"patience": 0}), Standing(16, rows=[{}] * 9, best=1))
+
+
 def test_a_device_that_runs_out_of_memory_gets_smaller_batches_and_the_model_says_so(ready, monkeypatch):
     settings, storage = ready
 

@@ -174,12 +174,18 @@ class Keep(Callback):
             self.best = {name: value.clone() for name, value in weights_of(self.learn).items()}
         smooth = self.recorder.smooth_loss
         standing.smooth = (float(smooth.val), smooth.count)
-        stale = 0 < self.spec.patience <= self.seen - standing.best and standing.epochs > self.spec.frozen
-        standing.over = stale or standing.epochs == self.spec.frozen + self.spec.epochs
+        stop = stale(self.spec, standing)
+        standing.over = stop or standing.epochs == self.spec.frozen + self.spec.epochs
         write(self.storage, self.job, self.spec, self.learn, standing, self.best if standing.best < self.seen else {})
         self.told.kept()
-        if stale:
+        if stop:
             raise CancelFitException
+
+
+def stale(spec: TrainSpec, standing: Standing) -> bool:
+    """Whether patience is over: it begins with the best epoch, but not before the whole network is trained, nor in an earlier training."""
+    since = max(standing.best, standing.earlier + spec.frozen)
+    return 0 < spec.patience <= len(standing.rows) - since
 
 
 def best_epoch(rows: list[dict[str, Any]]) -> int:
