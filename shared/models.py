@@ -52,7 +52,7 @@ def resolve(storage: Storage, ref: str) -> tuple[str, int]:
 def info(storage: Storage, name: str, version: int) -> dict[str, Any]:
     """The info of a version. Raises NotFound.
 
-    Keys: model, version, created (seconds since 1970), job, arch, classes (list, in the order of the outputs), image_size,
+    Keys: model, version, created (seconds since 1970), job, arch, classes (list, in the order of the outputs), image_size, resize (how an image becomes a square),
     spec (the TrainSpec), dataset ({name, version, hash, images}), parent, error_rate, valid_images, train_images,
     train_seconds, epochs (rows), best_epoch (whose weights these are, from 1), base_lr, batch_size, mixed_precision, remarks (sentences), device, libraries ({name: version}), int8 ({offered, agreement: share of validation images with
     the exact network's label, images; if offered close: lead of the best class over the second, nats, below which the exact network

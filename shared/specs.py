@@ -207,6 +207,11 @@ class TrainSpec(ViewSpec):
 
     dataset: Name = Field(title="Dataset", description="dataset to train on")
     version: int | None = Field(None, ge=1, title="Dataset version", description="empty: the newest when the job is submitted")
+    resize: Literal["squish", "crop", "pad"] = Field(
+        "squish",
+        title="Resize",
+        description="how a whole image becomes a square: squish: squeezed, and all but a small margin kept; crop: its middle; pad: all of it, with black bars",
+    )
     model: Name | None = Field(None, title="Model name", description="empty: the dataset's name; an existing model gets a new version")
     arch: str = Field("resnet18", title="Architecture", description="network: " + ", ".join(ARCHITECTURES))
     start: Start = Field(

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torchvision
 from fastai.learner import load_learner
-from fastai.vision.augment import RandomResizedCrop
+from fastai.vision.core import PILImage
 from fastai.vision.learner import create_vision_model
 from PIL import Image
 from safetensors.torch import save_file
@@ -25,11 +25,12 @@ from shared.specs import ARCHITECTURES, ClassifySpec, TrainSpec
 from shared.storage import Storage
 from worker.classifying import engines, gpu
 from worker.classifying.batches import plan
-from worker.classifying.decoding import look, plain_jpeg, prepare, resized_to
+from worker.classifying.decoding import look, plain_jpeg, prepare, resized_to, squeezed
 from worker.classifying.engines import Engine, OutOfMemory, load
 from worker.classifying.shards import Warm, classify_shard
 from worker.progress import Progress
 from worker.training import train
+from worker.training.recipe import squares
 
 RNG = np.random.default_rng(0)
 
@@ -196,15 +197,16 @@ def test_only_jpegs_that_need_nothing_but_decoding_go_to_the_gpu():
 
 
 @pytest.mark.parametrize("device", ["cpu", *(["cuda"] if torch.cuda.is_available() else [])])
-def test_what_the_device_decodes_is_what_the_processor_sees(device):
+@pytest.mark.parametrize("resize", ["squish", "crop", "pad"])
+def test_what_the_device_decodes_is_what_the_processor_sees(device, resize):
     smooth = [Image.effect_noise((30, 40), 90).resize(size, Image.Resampling.BICUBIC) for size in ((400, 533), (90, 64), (301, 300))]
     jpegs = [encoded(image.convert(mode), "JPEG") for image, mode in zip(smooth, ("RGB", "L", "RGB"), strict=True)]
     torn = jpegs[0][:400] + jpegs[0][-2:]
-    found = gpu.unpack([jpegs[0], torn, *jpegs[1:]], 64, device)
+    found = gpu.unpack([jpegs[0], torn, *jpegs[1:]], 64, device, resize=resize)
     assert found.pop(1) is None
     for square, jpeg in zip(found, jpegs, strict=True):
         assert (square.shape, square.dtype, square.device.type) == ((64, 64, 3), torch.uint8, device)
-        difference = np.abs(square.cpu().numpy().astype(int) - look(jpeg, 64, True, 10**8)[0])
+        difference = np.abs(square.cpu().numpy().astype(int) - look(jpeg, 64, True, 10**8, resize)[0])
         assert (difference.max(), difference.mean() < 0.5) <= (1 if device == "cpu" else 4, True)
     assert gpu.unpack([], 64, device) == []
 
@@ -219,11 +221,18 @@ def test_a_batch_of_the_gpu_may_come_from_both_decoders(tmp_path):
 
 @pytest.mark.parametrize("size", [32, 57, 64, 224])
 @pytest.mark.parametrize("shape", [(400, 533), (32, 32), (1, 1), (1000, 37), (7, 9)])
-def test_exact_preparation_is_fastai_s_own_and_the_quick_one_is_next_to_it(size, shape):
-    image = Image.fromarray(RNG.integers(0, 256, (shape[1], shape[0], 3), dtype=np.uint8))
-    theirs = np.asarray(RandomResizedCrop(size)(image, split_idx=1))
-    np.testing.assert_array_equal(prepare(image, size, exact=True), theirs)
-    np.testing.assert_allclose(prepare(image, size, exact=False).astype(int), theirs.astype(int), atol=2)
+@pytest.mark.parametrize("resize", ["squish", "crop", "pad"])
+def test_exact_preparation_is_fastai_s_own_and_the_quick_one_is_next_to_it(size, shape, resize):
+    image = PILImage.create(RNG.integers(0, 256, (shape[1], shape[0], 3), dtype=np.uint8))
+    theirs = image
+    for transform in squares(TrainSpec(dataset="any", image_size=size, resize=resize)):
+        theirs = transform(theirs, split_idx=1)
+    theirs = np.asarray(theirs)
+    np.testing.assert_array_equal(prepare(image, size, True, resize), theirs)
+    np.testing.assert_allclose(prepare(image, size, False, resize).astype(int), theirs.astype(int), atol=2)
+    # what training keeps in its cache comes out as the same square
+    again = squeezed(squeezed(image, size, resize), size, resize)
+    np.testing.assert_array_equal(np.asarray(squeezed(image, size, resize)), np.asarray(again))
 
 
 def test_a_large_jpeg_is_decoded_at_a_reduced_scale_unless_it_must_be_exact():

@@ -37,9 +37,9 @@ from worker.progress import Progress
 from worker.training import _halved, checkpoints, train
 from worker.training.checkpoints import Standing
 from worker.training.live import Live, Watch
-from worker.training.pictures import Sample, is_plain, prepare, samples_of
+from worker.training.pictures import Sample, is_plain, prepare, sample_of, samples_of
 from worker.training.precisions import told
-from worker.training.recipe import Bf16, Seeds, build_learner, find_rate, fit, loader_workers, loss_function, mixes
+from worker.training.recipe import Bf16, Seeds, build_learner, find_rate, fit, loader_workers, loss_function, mixes, squares
 from worker.training.report import calibration, threshold
 from worker.training.weights import class_remarks, fetch_weights, origin_of, weights_file
 
@@ -727,6 +727,26 @@ def test_a_picture_is_prepared_once(tmp_path):
     first = prepare(row, storage, tmp_path / "prepared").stat().st_mtime_ns
     assert prepare(row, storage, tmp_path / "prepared").stat().st_mtime_ns == first
     assert len(list((tmp_path / "prepared").iterdir())) == 1
+
+
+@pytest.mark.parametrize("resize", ["squish", "crop", "pad"])
+def test_a_large_image_is_kept_smaller_for_training_and_as_the_very_square_for_validation(tmp_path, resize):
+    _, storage = place(tmp_path)
+    large = Image.effect_noise((60, 40), 90).resize((600, 400), Image.Resampling.BICUBIC).convert("RGB")
+    row, small = publish(storage, tmp_path / "files", [("x", encoded(large, "JPEG")), ("x", encoded(scene()))])
+    spec = TrainSpec(**SPEC | {"image_size": 64, "resize": resize, "min_scale": 0.5})
+    seen = sample_of(spec, row, False, storage, tmp_path / "prepared")
+    with Image.open(seen.path) as image:
+        width, height = image.size
+    assert seen.pixels == width * height < 600 * 400 / 10
+    assert (abs(width / height - 1.5) < 0.05, width * height * spec.min_scale >= 64**2) == (True, True)
+    kept = sample_of(spec, row, True, storage, tmp_path / "prepared")
+    of_original, of_kept = PILImage.create(kept.original), PILImage.create(kept.path)
+    for transform in squares(spec):
+        of_original, of_kept = transform(of_original, split_idx=1), transform(of_kept, split_idx=1)
+    assert np.array_equal(np.asarray(of_original), np.asarray(of_kept))
+    assert sample_of(spec, row, True, storage, tmp_path / "prepared") == kept
+    assert sample_of(spec, small, False, storage, tmp_path / "prepared").path == storage.local(datasets.image_key(small["sha256"], "png"))
 
 
 def test_a_mixed_bag_of_formats_is_trained_on(tmp_path):

@@ -20,7 +20,7 @@ from web.jobs import training_charts
 blueprint = Blueprint("models", __name__)
 COMMON = ("dataset", "arch", "epochs", "image_size")
 RARE = (
-    "frozen_epochs", "base_lr", "find_lr", "batch_size", "augment", "min_scale", "mixup", "label_smoothing", "class_weights", "weight_decay",
+    "frozen_epochs", "base_lr", "find_lr", "batch_size", "resize", "augment", "min_scale", "mixup", "label_smoothing", "class_weights", "weight_decay",
     "patience", "keep_best", "mixed_precision", "valid_pct", "seed",
 )  # fmt: skip
 SHOWN = 96  # mistakes on one page

@@ -45,6 +45,7 @@ class Engine:
     image_size: int
     batch: int
     run: Callable[[Any], np.ndarray]
+    resize: str = "squish"  # how a picture becomes a square: see worker/classifying/decoding.py
     close: float = 0.0  # a lead of the best class over the second below this is a close call, nats
     judge: Callable[[Any], np.ndarray] | None = None  # who looks at close calls: (N, S, S, 3) -> (N, C), in 32 bits
     # on a GPU, what its own decoder makes of JPEGs: (S, S, 3) uint8 in the GPU's memory each, or None for one that it does not take
@@ -151,7 +152,7 @@ def _torch(folder: Path, info: dict[str, Any]) -> Engine:
         batch = torch.from_numpy(np.ascontiguousarray(pixels))
         return network(batch.permute(0, 3, 1, 2).float()).softmax(dim=1).numpy()  # type: ignore[no-any-return]
 
-    return Engine("torch fp32 on cpu", info["classes"], info["image_size"], CPU_BATCH, run)
+    return Engine("torch fp32 on cpu", info["classes"], info["image_size"], CPU_BATCH, run, info.get("resize", "squish"))
 
 
 # -- OpenVINO ---------------------------------------------------------------------------------------------------------
@@ -247,7 +248,7 @@ def _compiled(core: Any, path: Path, info: dict[str, Any], name: str, config: di
         # the answer lies in memory that the next call overwrites
         return np.array(request.infer({0: np.ascontiguousarray(pixels)}, share_inputs=True)[0], dtype=np.float32)
 
-    return Engine(name, info["classes"], info["image_size"], CPU_BATCH, run)
+    return Engine(name, info["classes"], info["image_size"], CPU_BATCH, run, info.get("resize", "squish"))
 
 
 def quantised(folder: Path, info: dict[str, Any]) -> Engine:

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from worker.classifying.decoding import resized_to
+from worker.classifying.decoding import resized_to, square_of
 from worker.classifying.engines import Engine, OutOfMemory
 from worker.classifying.network import load_network
 
@@ -26,7 +26,7 @@ WARM_UP = 3  # passes before a capture, in which libraries choose their kernels 
 
 def engine(folder: Path, info: dict[str, Any], precision: str, device: str = "cuda") -> Engine:
     """The engine of a model version's local folder; `precision`: exact (fp32) or fast (fp16). Raises DarkroomError."""
-    size, exact = info["image_size"], precision == "exact"
+    size, resize, exact = info["image_size"], info.get("resize", "squish"), precision == "exact"
     dtype = torch.float32 if exact else torch.float16
     network = load_network(folder, info).to(device, dtype=dtype, memory_format=torch.channels_last)
     forward = partial(_probabilities, network, dtype)
@@ -35,10 +35,11 @@ def engine(folder: Path, info: dict[str, Any], precision: str, device: str = "cu
         name=f"torch {'fp32' if exact else 'fp16, graph,'} on {device}",
         classes=info["classes"],
         image_size=size,
+        resize=resize,
         batch=batch,
         run=run,
         # on a stream of its own, so that it goes on beside the network
-        unpack=None if exact else partial(unpack, size=size, device=device, aside=torch.cuda.Stream(device)),
+        unpack=None if exact else partial(unpack, size=size, device=device, aside=torch.cuda.Stream(device), resize=resize),
         stack=partial(_stacked, device=device),
     )
 
@@ -106,7 +107,9 @@ def _stacked(images: list[Any], device: str) -> torch.Tensor:
     return torch.stack(images)
 
 
-def unpack(jpegs: list[bytes], size: int, device: str, aside: "torch.cuda.Stream | None" = None) -> list[torch.Tensor | None]:
+def unpack(
+    jpegs: list[bytes], size: int, device: str, aside: "torch.cuda.Stream | None" = None, resize: str = "squish"
+) -> list[torch.Tensor | None]:
     """JPEGs -> (S, S, 3) uint8 each, in the device's memory, as training validated on them; None: the processor should decode it.
 
     For JPEGs that `decoding.plain_jpeg` lets through. torchvision decodes on the GPU with nvJPEG, all of them at once, on the
@@ -114,7 +117,7 @@ def unpack(jpegs: list[bytes], size: int, device: str, aside: "torch.cuda.Stream
     """
     with torch.inference_mode(), torch.cuda.stream(aside):
         pictures = _decoded([torch.frombuffer(io.BytesIO(jpeg).getbuffer(), dtype=torch.uint8) for jpeg in jpegs], device)
-        squares = [None if picture is None else _squeezed(picture, size) for picture in pictures]
+        squares = [None if picture is None else _squeezed(picture, size, resize) for picture in pictures]
     if aside is not None:
         aside.synchronize()
     return squares
@@ -135,10 +138,13 @@ def _decoded(jpegs: list[torch.Tensor], device: str) -> list[torch.Tensor | None
     return [*_decoded(jpegs[:half], device), *_decoded(jpegs[half:], device)]
 
 
-def _squeezed(picture: torch.Tensor, size: int) -> torch.Tensor:
+def _squeezed(picture: torch.Tensor, size: int, resize: str) -> torch.Tensor:
     """(3, H, W) uint8 -> (S, S, 3) uint8: what `decoding.prepare` does, with values that differ by one of 255 at most."""
-    whole = resized_to(size)
-    margin = (whole - size) // 2
+    whole, margin = (resized_to(size), (resized_to(size) - size) // 2) if resize == "squish" else (size, 0)
+    if resize != "squish":
+        height, width = picture.shape[-2:]
+        left, top, side = square_of(width, height, size, resize)
+        picture = pad(picture, (-left, left + side - width, -top, top + side - height))  # what is negative is cut off
     squeezed = interpolate(picture[None].float(), (whole, whole), mode="bilinear", antialias=True)[0]
     kept = squeezed[:, margin : margin + size, margin : margin + size]
     return kept.round().clamp(0, 255).to(torch.uint8).permute(1, 2, 0)

@@ -136,7 +136,7 @@ def _unpack(batch: list[Read], engine: Engine, max_bytes: int) -> list[Read]:
     for read, pixels in zip(packed, engine.unpack([read.jpeg for read in packed]) if engine.unpack else (), strict=True):
         read.pixels, data, read.jpeg = pixels, read.jpeg, b""
         if pixels is None:
-            _look(read, data, engine.image_size, False, max_bytes)
+            _look(read, data, engine.image_size, False, max_bytes, engine.resize)
     for read in packed:
         read.ms += (time.perf_counter() - started) * 1000 / len(packed)
     return batch
@@ -164,7 +164,7 @@ def predict(ref: str, image: str, warm: Warm) -> dict[str, Any]:
     started = time.perf_counter()
     name, version = models.resolve(warm.storage, ref)
     engine = warm.engine(ref, "exact")
-    pixels, _ = look(base64.b64decode(image), engine.image_size, True, warm.settings.max_image_bytes)
+    pixels, _ = look(base64.b64decode(image), engine.image_size, True, warm.settings.max_image_bytes, engine.resize)
     probabilities = engine(engine.stack([pixels]))[0]
     best = int(probabilities.argmax())
     return {
@@ -183,7 +183,9 @@ class Reading:
     def __init__(self, spec: ClassifySpec, job: str, shard: str, warm: Warm) -> None:
         name, version = models.resolve(warm.storage, spec.model)
         self.warm = warm
-        self.size: int = models.info(warm.storage, name, version)["image_size"]
+        info = models.info(warm.storage, name, version)
+        self.size: int = info["image_size"]
+        self.resize: str = info.get("resize", "squish")
         self.exact = spec.precision == "exact"
         self.packed = engines.unpacks(spec.precision)
         self.reader = warm.reader_of(job)
@@ -248,7 +250,7 @@ class Reading:
             if self.packed and not fetched and len(data) <= settings.max_image_bytes and (size := plain_jpeg(data)):
                 (read.width, read.height), read.jpeg = size, data
             else:
-                picture = _look(read, data, self.size, self.exact, settings.max_image_bytes)
+                picture = _look(read, data, self.size, self.exact, settings.max_image_bytes, self.resize)
                 if fetched and picture:  # the page shows it without fetching it again
                     storage.write(image_key(read.sha256, picture.extension), data, durable=False, replace=False)
                     item["locator"] = f"image:{read.sha256}.{picture.extension}"
@@ -260,10 +262,10 @@ class Reading:
         return read
 
 
-def _look(read: Read, data: bytes, size: int, exact: bool, max_bytes: int) -> Picture | None:
+def _look(read: Read, data: bytes, size: int, exact: bool, max_bytes: int, resize: str) -> Picture | None:
     """Decode an item here; the picture, or None when it cannot be decoded and the item says why."""
     try:
-        read.pixels, picture = look(data, size, exact, max_bytes)
+        read.pixels, picture = look(data, size, exact, max_bytes, resize)
     except BadImage as error:
         read.error_code, read.error = error.code, str(error)
         return None

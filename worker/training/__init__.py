@@ -177,6 +177,7 @@ def _info(
         "weights": weights_file(spec.arch).name if spec.start == "imagenet" else None,
         "classes": report["classes"],
         "image_size": spec.image_size,
+        "resize": spec.resize,
         "mean": mean,
         "std": std,
         "spec": spec.model_dump(),

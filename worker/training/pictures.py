@@ -1,9 +1,12 @@
-"""The images of a dataset version as local files that fastai opens by itself: upright, 8 bits, RGB or grey.
+"""The images of a dataset version as local files that fastai opens by itself: upright, 8 bits, RGB or grey, and not much larger than needed.
 
-Most files are that already and are read where they lie. The others are decoded by `shared.images`, as everywhere, and kept
-as PNG in the cache, so that the learner needs no transform of ours and its export loads in any notebook.
+Small files are that already and are read where they lie. The others are decoded by `shared.images`, as everywhere, once for all
+epochs and all trainings of a size, and kept in the cache. The learner needs no transform of ours and its export loads in any notebook:
+an image to validate on is kept as the very square, pixel by pixel, that fastai's transform would make of it, and makes of it again;
+one to train on is so large that a random crop still has as many pixels as the network sees.
 """
 
+import math
 import os
 import secrets
 from collections import Counter
@@ -21,8 +24,10 @@ from shared.images import BadImage, decode
 from shared.settings import Settings
 from shared.specs import TrainSpec
 from shared.storage import Storage
+from worker.classifying.decoding import resized_to, squeezed
 from worker.progress import Progress
 
+WORTH = 2  # times the pixels needed, from which a smaller copy is made: it costs about two readings of the file
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
 
 
@@ -34,8 +39,9 @@ class Sample:
     ext: str
     label: str
     valid: bool
-    path: Path
-    pixels: int  # width times height
+    path: Path  # what training reads
+    pixels: int  # width times height of that
+    original: Path = Path()  # as it is on storage
 
 
 def samples_of(spec: TrainSpec, version: int, storage: Storage, settings: Settings, progress: Progress) -> list[Sample]:
@@ -46,9 +52,9 @@ def samples_of(spec: TrainSpec, version: int, storage: Storage, settings: Settin
     rows = datasets.rows(storage, spec.dataset, version)
     check_classes(spec.dataset, Counter(row["label"] for row in rows))
     valid = datasets.split([(row["sha256"], row["label"]) for row in rows], spec.valid_pct, spec.seed)
-    samples = []
-    for row, on_valid, path in zip(rows, valid, _prepared(rows, storage, settings), strict=True):
-        samples.append(Sample(row["sha256"], row["ext"], row["label"], on_valid, path, row["width"] * row["height"]))
+    samples: list[Sample] = []
+    for sample in _prepared(spec, rows, valid, storage, settings):
+        samples.append(sample)
         if len(samples) % 50 == 0 or len(samples) == len(rows):
             progress.update(done=len(samples), total=len(rows))
     return samples
@@ -68,33 +74,61 @@ def check_classes(dataset: str, images: Counter[str]) -> None:
         )
 
 
-def _prepared(rows: list[dict[str, Any]], storage: Storage, settings: Settings) -> Iterator[Path]:
-    """The local files in order. Threads, for remote storage is slow and Pillow decodes in parallel."""
+def _prepared(spec: TrainSpec, rows: list[dict[str, Any]], valid: list[bool], storage: Storage, settings: Settings) -> Iterator[Sample]:
+    """The samples in order. Threads, for remote storage is slow and Pillow decodes in parallel."""
     cache = settings.cache.expanduser() / "prepared"
     threads = ThreadPoolExecutor(4 * (os.cpu_count() or 1))
     try:
-        yield from threads.map(lambda row: prepare(row, storage, cache), rows)
+        yield from threads.map(lambda row, on_valid: sample_of(spec, row, on_valid, storage, cache), rows, valid)
     finally:
         threads.shutdown(cancel_futures=True)  # a cancel need not wait for thousands of images
 
 
+def sample_of(spec: TrainSpec, row: dict[str, Any], valid: bool, storage: Storage, cache: Path) -> Sample:
+    """The image of a manifest row as a sample. Raises DarkroomError when it cannot be opened, NotFound when it is gone."""
+    original = storage.local(datasets.image_key(row["sha256"], row["ext"]))
+    width, height = row["width"], row["height"]
+    if valid:
+        side = resized_to(spec.image_size) if spec.resize == "squish" else spec.image_size
+        to, file = (side, side), f"{row['sha256']}-{spec.resize}-{side}.png"
+    else:
+        # a random crop keeps `min_scale` of the image or more; it is a square seldom, and so a quarter more than a square needs
+        shrink = math.sqrt(1.25 * spec.image_size**2 / spec.min_scale / (width * height))
+        to = (max(1, round(width * shrink)), max(1, round(height * shrink)))
+        file = f"{row['sha256']}-{to[0]}x{to[1]}.jpg"
+    if width * height < WORTH * to[0] * to[1]:
+        return Sample(row["sha256"], row["ext"], row["label"], valid, prepare(row, storage, cache), width * height, original)
+    path = cache / file
+    if not path.exists():
+        image = _opened(original, row, reduce_to=None if valid else min(to))
+        _keep(squeezed(image, spec.image_size, spec.resize) if valid else image.resize(to, Image.Resampling.BILINEAR), path)
+    return Sample(row["sha256"], row["ext"], row["label"], valid, path, to[0] * to[1], original)
+
+
 def prepare(row: dict[str, Any], storage: Storage, cache: Path) -> Path:
-    """The image of a manifest row as a local file. Raises DarkroomError when it cannot be opened, NotFound when it is gone."""
+    """The image of a manifest row in its full size. Raises DarkroomError when it cannot be opened, NotFound when it is gone."""
     original = storage.local(datasets.image_key(row["sha256"], row["ext"]))
     if is_plain(original):
         return original
     path = cache / f"{row['sha256']}.png"
-    if path.exists():
-        return path
+    if not path.exists():
+        _keep(_opened(original, row), path)
+    return path
+
+
+def _opened(original: Path, row: dict[str, Any], reduce_to: int | None = None) -> Image.Image:
     try:
-        image = decode(original.read_bytes()).image
+        return decode(original.read_bytes(), reduce_to=reduce_to).image
     except BadImage as error:
         raise DarkroomError(f"The image {original.name} of the class {row['label']!r} cannot be trained on. {error}") from None
-    cache.mkdir(parents=True, exist_ok=True)
+
+
+def _keep(image: Image.Image, path: Path) -> None:
+    """Write a picture into the cache, whole or not at all. Read many times, written once, kept for a while: speed before size."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    image.save(part, "PNG", compress_level=1)  # read many times, written once, kept for a while: speed before size
+    image.save(part, "PNG" if path.suffix == ".png" else "JPEG", compress_level=1, quality=95)
     part.replace(path)
-    return path
 
 
 def is_plain(path: Path) -> bool:

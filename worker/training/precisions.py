@@ -42,7 +42,9 @@ def measured(folder: Path, info: dict[str, Any], samples: list[Sample], cache: P
     why = _quantise(folder, info, samples, progress)
     if not why:
         forms["int8"] = engines.quantised(folder, info)
-    found = _judged(exact, forms, [s for s in samples if s.valid], progress) | ({"int8": {"offered": False, "why": why}} if why else {})
+    found = _judged(info, exact, forms, [s for s in samples if s.valid], progress) | (
+        {"int8": {"offered": False, "why": why}} if why else {}
+    )
     if not found["int8"]["offered"]:
         for file in folder.glob("int8.*"):
             file.unlink()
@@ -63,7 +65,7 @@ def _quantise(folder: Path, info: dict[str, Any], samples: list[Sample], progres
     try:
         model = nncf.quantize(
             engines.convert(folder, info),
-            nncf.Dataset(_Images(training, info["image_size"], progress)),
+            nncf.Dataset(_Images(training, info, progress)),
             subset_size=len(training),
             preset=nncf.QuantizationPreset.MIXED,
             ignored_scope=nncf.IgnoredScope(patterns=[HEAD], validate=False),
@@ -79,15 +81,17 @@ def _quantise(folder: Path, info: dict[str, Any], samples: list[Sample], progres
     return ""
 
 
-def _judged(exact: Engine, forms: dict[str, Engine], valid: list[Sample], progress: Progress) -> dict[str, dict[str, Any]]:
+def _judged(
+    info: dict[str, Any], exact: Engine, forms: dict[str, Engine], valid: list[Sample], progress: Progress
+) -> dict[str, dict[str, Any]]:
     judged = _spread(valid, JUDGED)
     wrong: dict[str, list[np.ndarray]] = {name: [] for name in forms}
     lead: dict[str, list[np.ndarray]] = {name: [] for name in forms}
     for start in range(0, len(judged), exact.batch):
         progress.check()
         some = judged[start : start + exact.batch]
-        labels = exact(exact.stack([_pixels(sample, exact.image_size) for sample in some])).argmax(axis=1)
-        quick = np.stack([_pixels(sample, exact.image_size, exact=False) for sample in some])
+        labels = exact(exact.stack([_pixels(sample, info) for sample in some])).argmax(axis=1)
+        quick = np.stack([_pixels(sample, info, exact=False) for sample in some])
         for name, engine in forms.items():
             found = engine(quick)
             wrong[name].append(found.argmax(axis=1) != labels)
@@ -114,17 +118,18 @@ def told(wrong: np.ndarray, lead: np.ndarray) -> dict[str, Any]:
 class _Images:
     """Training images as the network sees them, one at a time; NNCF goes through them more than once."""
 
-    def __init__(self, samples: list[Sample], size: int, progress: Progress) -> None:
-        self.samples, self.size, self.progress = samples, size, progress
+    def __init__(self, samples: list[Sample], info: dict[str, Any], progress: Progress) -> None:
+        self.samples, self.info, self.progress = samples, info, progress
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for sample in self.samples:
             self.progress.check()
-            yield _pixels(sample, self.size)[None]
+            yield _pixels(sample, self.info)[None]
 
 
-def _pixels(sample: Sample, size: int, exact: bool = True) -> np.ndarray:
-    return look(sample.path.read_bytes(), size, exact, sys.maxsize)[0]
+def _pixels(sample: Sample, info: dict[str, Any], exact: bool = True) -> np.ndarray:
+    """What a batch would make of the file as it is on storage."""
+    return look(sample.original.read_bytes(), info["image_size"], exact, sys.maxsize, info["resize"])[0]
 
 
 def _spread(samples: list[Sample], most: int) -> list[Sample]:

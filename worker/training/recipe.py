@@ -25,19 +25,21 @@ from fastai.learner import Learner
 from fastai.losses import BaseLoss, CrossEntropyLossFlat
 from fastai.metrics import error_rate
 from fastai.torch_core import set_seed, to_float
-from fastai.vision.augment import RandomResizedCrop, aug_transforms
+from fastai.vision.augment import PadMode, RandomResizedCrop, Resize, ResizeMethod, aug_transforms
 from fastai.vision.core import PILImage, imagenet_stats
 from fastai.vision.learner import vision_learner
 from fasttransform import Transform
 
 from shared.errors import DarkroomError
 from shared.specs import TrainSpec, ViewSpec
+from worker.training.augmenting import Quick
 from worker.training.live import Live
 from worker.training.pictures import Sample
 from worker.training.weights import Origin, fetch_weights, take_over
 
 FEW_PIXELS = 50_000_000  # decoded by one core in about as long as loader processes take to start
 MOST_WORKERS = 8
+TRAINING, VALIDATION = 0, 1  # what fastai calls the two sides of a split
 BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # what processors call it that multiply such numbers themselves
 
 
@@ -79,9 +81,23 @@ def build_dataloaders(spec: TrainSpec, samples: list[Sample], origin: Origin | N
     return Datasets(tls=[images, labels]).dataloaders(
         bs=effective_batch_size(spec, training),
         num_workers=loader_workers(training),
-        after_item=[RandomResizedCrop(spec.image_size, min_scale=spec.min_scale), ToTensor],
+        after_item=[*squares(spec), ToTensor],
         after_batch=[IntToFloatTensor(), *augmentation(spec), *_normalise(spec, origin)],
     )
+
+
+def squares(spec: TrainSpec) -> list[Transform]:
+    """How an image becomes a square: a random crop for training, and all of it, in the spec's way, for validation."""
+    crop = RandomResizedCrop(spec.image_size, min_scale=spec.min_scale)
+    if spec.resize == "squish":
+        return [crop]  # fastai's own way with validation images
+    whole = Resize(spec.image_size, ResizeMethod.Crop if spec.resize == "crop" else ResizeMethod.Pad, PadMode.Zeros)
+    crop.split_idx, whole.split_idx = TRAINING, VALIDATION
+    if spec.resize == "crop":
+        return [crop, whole]
+    padded = Resize(math.ceil(spec.image_size / math.sqrt(spec.min_scale)), ResizeMethod.Pad, PadMode.Zeros)
+    padded.split_idx = TRAINING
+    return [padded, crop, whole]
 
 
 def augmentation(spec: ViewSpec) -> list[Transform]:
@@ -187,7 +203,7 @@ def fit(learner: Learner, spec: TrainSpec, live: Live, *more: Callback) -> None:
 
 def regular(spec: TrainSpec, learner: Learner) -> list[Callback]:
     """What makes training quick. channels_last: the same numbers in another order, 1.5 times as many images a second on a processor."""
-    return [ChannelsLast(), *([Bf16()] if mixes(spec, learner.dls.device) else [])]
+    return [ChannelsLast(), Quick(), *([Bf16()] if mixes(spec, learner.dls.device) else [])]
 
 
 def find_rate(learner: Learner, spec: TrainSpec, watch: Callback) -> tuple[float, list[list[float]]]:
