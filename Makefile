@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 BENCH_STAMP := .venv/.installed-bench
 
-.PHONY: demo run setup test check bench bench-classify bench-scale chromium docker-check
+.PHONY: demo run setup test check bench bench-classify bench-scale bench-train chromium docker-check
 .DEFAULT_GOAL := run
 
 demo: setup            ## the whole job on real images, then the page until Ctrl-C
@@ -24,15 +24,19 @@ $(STAMP): pyproject.toml constraints.txt
 test: setup chromium   ## the whole test suite
 	$(BIN)/python -m pytest $(TESTS)
 
-bench: $(BENCH_STAMP)  ## both benchmarks, one after the other: each wants the machine for itself
+bench: $(BENCH_STAMP)  ## all benchmarks, one after the other: each wants the machine for itself
 	$(MAKE) --no-print-directory bench-classify
 	$(MAKE) --no-print-directory bench-scale
+	$(MAKE) --no-print-directory bench-train
 
 bench-classify: $(BENCH_STAMP)  ## labelling beside fastai and Ray Data; writes docs/benchmarks.md
 	@$(BIN)/python -m benchmarks.classify $(BENCH)
 
 bench-scale: $(BENCH_STAMP)     ## a batch of a million: memory, Redis, queue; writes docs/benchmarks.md
 	@$(BIN)/python -m benchmarks.scale $(BENCH)
+
+bench-train: setup     ## training beside the recipe of the fastai course; writes docs/benchmarks.md
+	@$(BIN)/python -m benchmarks.train $(BENCH)
 
 $(BENCH_STAMP): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
