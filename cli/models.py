@@ -16,7 +16,7 @@ MODEL = Checked("name[/vN]", ModelRef)
 
 @click.command("train")
 @click.argument("dataset", type=NAME)
-@spec_options(TrainSpec, leave_out=("dataset",))
+@spec_options(TrainSpec, leave_out=("dataset", "rule"))
 @wait_option
 @json_option
 @click.pass_obj

@@ -22,7 +22,7 @@ from shared.storage import Storage
 from worker.progress import Progress
 
 # what may differ between a training and the one it goes on from
-FREE = {"model", "notes", "parent", "continues"}
+FREE = {"model", "notes", "parent", "continues", "rule"}
 # what must be the same where a finished training gets more epochs
 BOUND = ("dataset", "version", "arch", "image_size", "valid_pct", "seed")
 
