@@ -61,7 +61,7 @@ def make(storage: Storage, data: Any) -> Rule:
 
 
 def found(storage: Storage, dataset: str | None = None) -> list[Rule]:
-    """The rules, of one dataset if it is named, the oldest first."""
+    """The rules, of one dataset if it is named, the oldest first. Raises DarkroomError when a file was damaged."""
     there = []
     for rule_id in storage.list("rules"):
         try:
@@ -76,13 +76,11 @@ def get(storage: Storage, rule_id: str) -> Rule:
     if not ID.fullmatch(rule_id):
         raise NotFound(f"There is no rule {rule_id[:40]!r}.")
     try:
-        return Rule.model_validate(storage.read_json(_key(rule_id, "rule")))
+        return Rule.model_validate(_read(storage, _key(rule_id, "rule")))
     except NotFound:
         raise NotFound(f"There is no rule {rule_id!r}.") from None
-    except ValueError:
-        raise DarkroomError(
-            f"The file {_key(rule_id, 'rule')} of the storage cannot be read. Delete it, and make the rule again."
-        ) from None
+    except ValidationError:
+        raise _damaged(_key(rule_id, "rule")) from None
 
 
 def delete(storage: Storage, rule_id: str) -> None:
@@ -93,13 +91,13 @@ def delete(storage: Storage, rule_id: str) -> None:
 
 
 def last(storage: Storage, rule_id: str) -> dict[str, Any]:
-    """What came of looking at a rule last, empty if nobody has looked.
+    """What came of looking at a rule last, empty if nobody has looked. Raises DarkroomError when its file was damaged.
 
     Keys: at (seconds since 1970); version of the dataset and model_version that it was looked at with (None: there is none); gained;
     error (a sentence, None if all is well); ordered (version of the dataset for which it ordered last) and job (that order), or None.
     """
     try:
-        return storage.read_json(_key(rule_id, "last"))  # type: ignore[no-any-return]
+        return _read(storage, _key(rule_id, "last"))
     except NotFound:
         return {}
 
@@ -172,6 +170,17 @@ def _under_way(desk: Desk, job_id: str | None) -> bool:
         return bool(job_id) and not desk.store.get(job_id or "").state.terminal
     except NotFound:  # the ledger was lost, and nobody has recovered it
         return False
+
+
+def _read(storage: Storage, key: str) -> dict[str, Any]:
+    try:
+        return storage.read_json(key)  # type: ignore[no-any-return]
+    except ValueError:
+        raise _damaged(key) from None
+
+
+def _damaged(key: str) -> DarkroomError:
+    return DarkroomError(f"The file {key} of the storage cannot be read. Delete it; a rule that is lost with it must be made again.")
 
 
 def _key(rule_id: str, file: str) -> str:
