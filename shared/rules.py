@@ -180,7 +180,7 @@ def _read(storage: Storage, key: str) -> dict[str, Any]:
 
 
 def _damaged(key: str) -> DarkroomError:
-    return DarkroomError(f"The file {key} of the storage cannot be read. Delete it; a rule that is lost with it must be made again.")
+    return DarkroomError(f"The file {key} of the storage cannot be read. Delete it, and make the rule again if it is gone.")
 
 
 def _key(rule_id: str, file: str) -> str:

@@ -176,12 +176,12 @@ def test_a_rule_is_deleted_and_a_damaged_one_is_told_and_hides_no_other(backend)
             rules.get(backend.storage, hostile)
     second = rules.make(backend.storage, WISH)
     backend.storage.write(f"rules/{first.id}/rule.json", b"{")
-    with pytest.raises(DarkroomError, match="cannot be read. Delete it"):
+    with pytest.raises(DarkroomError, match=r"cannot be read\. Delete it"):
         rules.get(backend.storage, first.id)
     assert [sentence.split(":")[0] for sentence in rules.look_at_all(backend)] == [first.id]
     assert rules.last(backend.storage, second.id)["gained"] == 0
     backend.storage.write(f"rules/{second.id}/last.json", b"")
-    with pytest.raises(DarkroomError, match="cannot be read. Delete it"):
+    with pytest.raises(DarkroomError, match=r"cannot be read\. Delete it"):
         rules.last(backend.storage, second.id)
 
 
