@@ -133,6 +133,32 @@ def retry_failed(client: Client, batch_id: str, wait: bool, as_json: bool) -> No
     tell(client, client.post("batches", batch_id, "retry-failed"), wait, as_json)
 
 
+@batch.command("retrain")
+@click.argument("batch_id", metavar="ID")
+@wait_option
+@json_option
+@click.pass_obj
+def retrain(client: Client, batch_id: str, wait: bool, as_json: bool) -> None:
+    """Add what was reviewed to the dataset of the batch's model, and train the model's next version on that."""
+    ref = client.get("batches", batch_id)["spec"]["model"]
+    name, version = parse_model_ref(ref)
+    known = client.get("models", name, "versions", version or 1).get("dataset")
+    if not known:
+        raise DarkroomError(
+            f"{ref} was trained on no dataset of this installation. Add the images to one with the review page, then train."
+        )
+    dataset = known["name"]
+    spec = checked("import", {"dataset": dataset, "source": {"kind": "review", "batch": batch_id}, "then": ref})
+    job = client.submit("datasets", dataset, "import", spec=spec)
+    if wait:
+        job = follow(client, job["id"])
+        raise_unless_well(job)
+        if "training" not in job["result"]:
+            raise DarkroomError(f"{dataset} v{job['result']['version']} is made. {job['result']['not_retrained']}")
+        job = client.get("jobs", job["result"]["training"])
+    tell(client, job, wait, as_json)
+
+
 @batch.command("clone")
 @click.argument("batch_id", metavar="ID")
 @spec_options(ClassifySpec, leave_out=("source",), defaults=False)

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
+import click
+
 from cli import show
 from cli.client import CHUNK, Client
-from shared.errors import DarkroomError, Unavailable
+from shared.errors import DarkroomError, Invalid, NotFound, Unavailable
 
 POLL_SECONDS = 0.5
 LINE_SECONDS = 5  # between two lines of a log
@@ -50,6 +52,26 @@ def tell(client: Client, job: dict[str, Any], wait: bool, as_json: bool) -> None
         if job["state"] not in ENDED:
             notice(f"Follow it with `darkroom job show {job['id']} --wait`.")
     raise_unless_well(job)
+    if wait and job["kind"] == "train" and not as_json:
+        beside(client, job["result"])
+
+
+def beside(client: Client, made: dict[str, Any]) -> None:
+    """Tell whether a model that was retrained is better than the one it came from; nothing for one that came from none."""
+    new = f"{made['model']}/v{made['version']}"
+    where = ("models", made["model"], "versions", made["version"])
+    old = client.get(*where).get("parent")
+    if not old:
+        return
+    try:
+        found = client.get(*where, "compare", **{"with": old})
+    except (NotFound, Invalid) as error:
+        notice(f"{new} cannot be compared with {old}. {error}")
+        return
+    said = {"even": f"{new} and {old} may be equally good"}.get(found["verdict"], f"{new} is {found['verdict']} than {old}")
+    then, now = (show.rate(e) for e in found["error_rate"])
+    click.echo(f"{said}: {now} errors, {then} before, on the {found['images']:,} images that both were validated on.")
+    click.echo(f"See where with `darkroom model compare {new} {old}`, use it with `darkroom model promote {new}`.")
 
 
 def raise_unless_well(job: dict[str, Any]) -> None:
@@ -129,8 +151,18 @@ def _phase(job: dict[str, Any]) -> str:
     if job["cancel"] and job["state"] not in ENDED:
         return "stopping"
     if job["state"] == "running":
-        return str(job["progress"].get("phase") or "running")
+        return " · ".join([str(job["progress"].get("phase") or "running"), *_training(job["progress"])])
     return "waiting for a worker" if job["state"] == "queued" else str(job["state"])
+
+
+def _training(progress: dict[str, Any]) -> list[str]:
+    """How a training is doing, shortest first worth knowing."""
+    if "loss" not in progress or progress.get("phase") != "training":
+        return []
+    told = [f"epoch {progress['epoch']}/{progress['epochs']}", f"loss {progress['loss']:.4f}", f"lr {progress['lr']:.1e}"]
+    if memory := progress.get("gpu_memory_mb") or progress.get("memory_mb"):
+        told.append(show.size(memory * 1e6))
+    return [*told, f"{show.duration(progress['seconds_left'])} left"]
 
 
 def notice(text: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from cli import batches, datasets, jobs, models, show
+from cli import batches, datasets, jobs, models, rules, show
 from cli.client import Client
 from cli.follow import Interrupted
 from cli.options import json_option, setting_option
@@ -52,6 +52,7 @@ for _command in (
     batches.classify,
     batches.batch,
     batches.predict,
+    rules.rule,
     jobs.jobs,
     jobs.job,
     jobs.workers,

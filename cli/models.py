@@ -16,7 +16,7 @@ MODEL = Checked("name[/vN]", ModelRef)
 
 @click.command("train")
 @click.argument("dataset", type=NAME)
-@spec_options(TrainSpec, leave_out=("dataset",))
+@spec_options(TrainSpec, leave_out=("dataset", "rule"))
 @wait_option
 @json_option
 @click.pass_obj
@@ -118,6 +118,21 @@ def compare(client: Client, new: str, old: str, as_json: bool) -> None:
     )
     rows = [(c["label"], c["images"], show.rate(c["recall"][0]), show.rate(c["recall"][1])) for c in told["classes"]]
     show.table(("class", "images", f"recall of {old}", f"of {new}"), rows, ("images", f"recall of {old}", f"of {new}"))
+
+
+@model.command("retrain")
+@click.argument("name", type=MODEL, metavar="NAME[/vN]")
+@spec_options(TrainSpec, leave_out=("dataset", "model", "parent", "continues", "rule"), defaults=False)
+@wait_option
+@json_option
+@click.pass_obj
+def retrain(client: Client, name: str, wait: bool, as_json: bool, **changes: Any) -> None:
+    """Train the next version of a model: its own spec on its dataset's newest version, from its own weights, with what is named changed."""
+    from shared.models import retraining
+
+    changed = {field: value for field, value in changes.items() if value is not None}
+    spec = checked("train", retraining(_version(client, name), **changed))
+    tell(client, client.submit("trainings", spec=spec), wait, as_json)
 
 
 @model.command("delete")

@@ -19,7 +19,8 @@ def compare(storage: Storage, old: tuple[str, int], new: tuple[str, int]) -> dic
 
     Keys: images; left_out (of each: images the other was not validated on); error_rate and interval (of each, 95 %); fixed and broken
     (images that the new one alone, or the old one alone, has right; rows of sha256, ext, actual, old, new, probability of each);
-    both_wrong; chance (McNemar's exact test: how often chance alone makes such a difference); classes (rows of label, images, and
+    both_wrong; chance (McNemar's exact test: how often chance alone makes such a difference); verdict (`better` or `worse`, of the new
+    one, or `even`: the difference may be chance); classes (rows of label, images, and
     recall of each). The labels are those of the new one's dataset; `relabelled` counts images whose label was another before.
     """
     rows = [_validation(storage, *ref) for ref in (old, new)]
@@ -48,6 +49,8 @@ def compare(storage: Storage, old: tuple[str, int], new: tuple[str, int]) -> dic
                     "probability": [before["probability"], now["probability"]],
                 }
             )  # fmt: skip
+    chance = mcnemar(len(flips["fixed"]), len(flips["broken"]))
+    better = len(flips["fixed"]) > len(flips["broken"])
     return {
         "images": len(common),
         "left_out": [len(each) - len(common) for each in rows],
@@ -56,7 +59,8 @@ def compare(storage: Storage, old: tuple[str, int], new: tuple[str, int]) -> dic
         **flips,
         "both_wrong": both_wrong,
         "relabelled": relabelled,
-        "chance": mcnemar(len(flips["fixed"]), len(flips["broken"])),
+        "chance": chance,
+        "verdict": "even" if chance > CHANCE else "better" if better else "worse",
         "classes": [{"label": c, "images": n, "recall": [r / n for r in right[c]]} for c, n in sorted(support.items())],
     }
 

@@ -5,6 +5,7 @@ DarkroomError            a sentence for the user: what was wrong and what to do;
 ├── NotFound             no such dataset, model, batch, job or image; HTTP 404
 ├── Conflict             it exists already, or it is in a state that does not allow this; HTTP 409
 └── Unavailable          Redis or storage cannot be reached; HTTP 503
+    └── Unwritable       the storage is there and refuses, as when its disk is full
 Cancelled                raised inside a unit of work whose job was cancelled; never shown
 
 Anything else that escapes is a bug and is logged with its traceback.
@@ -43,6 +44,10 @@ class Unavailable(DarkroomError):
     """Redis or storage cannot be reached at the moment."""
 
     status = 503
+
+
+class Unwritable(Unavailable):
+    """The storage refuses to be written: waiting does not heal it, a person must."""
 
 
 class Cancelled(Exception):

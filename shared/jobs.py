@@ -175,6 +175,13 @@ class JobStore:
         """Record a job of one unit and answer its id: an earlier job's if the key was used before."""
         return self._call("create", new_id(), idempotency_key, kind, json.dumps(spec), unit).decode()  # type: ignore[no-any-return]
 
+    def withdraw(self, job_id: str, idempotency_key: str = "") -> None:
+        """Take an order back that nobody has begun: cancelled, and its key orders anew. Raises NotFound."""
+        self.cancel(job_id)
+        if idempotency_key:
+            with reachable():
+                self.redis.delete(f"{PREFIX}idem:{idempotency_key}")
+
     def get(self, job_id: str) -> Job:
         """Raises NotFound."""
         if not ID.fullmatch(job_id):

@@ -88,6 +88,18 @@ def check_start(info: dict[str, Any], arch: str) -> None:
         )
 
 
+def retraining(info: dict[str, Any], start: str = "", **changes: Any) -> dict[str, Any]:
+    """The TrainSpec, as data, that makes the next version of the model with this info: on its dataset's newest version, with `changes`.
+
+    `start`: empty means from the weights of this version. Raises Invalid for a version whose recipe is not known.
+    """
+    ref = f"{info['model']}/v{info['version']}"
+    if not info.get("spec"):
+        raise Invalid(f"{ref} was not trained here, so how is not known. Train a model of this name instead.", field="model")
+    own = {"version": None, "model": info["model"], "parent": ref, "start": start or ref, "continues": None, "rule": None, "notes": ""}
+    return {**info["spec"], **own, **changes}
+
+
 def delete(storage: Storage, name: str, version: int) -> None:
     """Delete a version that no alias points to. Its number is not given again. Raises NotFound, Conflict."""
     info(storage, name, version)

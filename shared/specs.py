@@ -149,6 +149,9 @@ class ImportSpec(Spec):
 
     dataset: Name = Field(title="Name", description="name of the dataset; an existing one gets a new version")
     source: Annotated[FolderSource | UploadSource | ReviewSource, Field(discriminator="kind")]
+    then: ModelRef | None = Field(
+        None, title="Then retrain", description="model that is retrained on the version once it is there, with the spec that made it"
+    )
 
 
 class ClassQuery(Spec):
@@ -255,6 +258,7 @@ class TrainSpec(ViewSpec):
         title="Goes on from",
         description="a training whose last finished epoch this one goes on from; one that is done gets `epochs` more",
     )
+    rule: JobId | None = Field(None, title="Rule", description="the rule that ordered this, if it was one")
     notes: str = Field("", max_length=2000, title="Notes", description="kept with the model")
 
     @property

@@ -13,7 +13,9 @@ from web.api import blueprint as api
 from web.api import install as install_api
 from web.backend import Backend
 
-PAGES = ("pages", "datasets", "models", "batches", "review", "jobs", "workers", "images")  # a module a noun, each with its `blueprint`
+# a module a noun, each with its `blueprint`
+PAGES = ("pages", "datasets", "models", "batches", "review", "rules", "jobs", "workers", "images")
+API_PARTS = ("api_rules",)  # routes of the API beside those of web/api.py, on the same blueprint
 
 
 def create_app(settings: Settings) -> Flask:
@@ -39,6 +41,8 @@ def create_app(settings: Settings) -> Flask:
         app.register_blueprint(import_module(f"web.{name}").blueprint)
     install_api(app)
     csrf.exempt(api)  # no cookie means anything to the API, and `_refuse_other_sites` guards it
+    for name in API_PARTS:
+        import_module(f"web.{name}")
     app.register_blueprint(api)
     return app
 

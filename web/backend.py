@@ -9,7 +9,7 @@ from flask import current_app
 from shared.errors import DarkroomError, NotFound
 from shared.jobs import Job, JobStore, connect
 from shared.queries import Queries
-from shared.queue import make_app
+from shared.queue import make_app, send
 from shared.settings import Settings
 from shared.storage import Storage
 
@@ -39,6 +39,10 @@ class Backend:
     def celery(self) -> Celery:
         """The queue. Raises DarkroomError when no Redis is configured."""
         return make_app(self._redis_url)
+
+    def send(self, name: str, job_id: str, unit: str) -> None:
+        """Hint in the list `name` of the queue that a unit waits. Raises Unavailable."""
+        send(self.celery, name, job_id, unit)
 
     @property
     def _redis_url(self) -> str:

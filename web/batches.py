@@ -189,6 +189,7 @@ def _view(job: Job) -> dict[str, Any]:
         "confidence_chart": charts.confidence(bins, review_below, links),
         "reasons": store.histogram(job.id, "reasons"),
         "latest": store.rows(job.id, "latest"),
+        "decided": len(review.decided(backend().storage, job.id)) if job.state.terminal else 0,
         **_pace(job),
     }
 

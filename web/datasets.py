@@ -7,7 +7,7 @@ from typing import Any
 from flask import Blueprint, Response, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as Redirect
 
-from shared import datasets, looks
+from shared import datasets, looks, models, rules
 from shared.errors import DarkroomError, Invalid, NotFound
 from shared.specs import LookSpec, check
 from shared.storage import versions
@@ -93,6 +93,11 @@ def thin(classes: dict[str, int]) -> list[str]:
 @blueprint.get("/datasets/<name>/v/<int(max=999999):version>")
 def show(name: str, version: int) -> str:
     """A version: a contact sheet a class, or one class a page at a time, or what was dropped."""
+    return version_page(name, version)
+
+
+def version_page(name: str, version: int, **typed: Any) -> str:
+    """The page of a version; `typed`: a rule that was refused, and why."""
     storage = backend().storage
     info = datasets.info(storage, name, version)
     numbers = versions(storage, f"datasets/{name}")
@@ -109,7 +114,20 @@ def show(name: str, version: int) -> str:
     labels = list(info["classes"])[(page - 1) * CLASSES : page * CLASSES]
     first = first_rows(storage, name, version)
     sheets = [(c, first.get(c, [])) for c in labels]
-    return render_template("datasets/show.html", **common, sheets=sheets, page=page, pages=-(-len(info["classes"]) // CLASSES))
+    shown = {"sheets": sheets, "page": page, "pages": -(-len(info["classes"]) // CLASSES)}
+    return render_template("datasets/show.html", **common, **shown, **_retraining(name, version), **typed)
+
+
+def _retraining(name: str, version: int) -> dict[str, Any]:
+    """The models that can be retrained on a version, by what they were trained on before; and the rules that do so by themselves."""
+    storage = backend().storage
+    newest = [models.info(storage, *models.resolve(storage, model)) for model in models.names(storage)]
+    known = [(info, info.get("dataset") or {}) for info in newest if info.get("spec")]
+    return {
+        "behind": [info for info, on in known if on.get("name") == name and on["version"] < version],
+        "retrainable": sorted((info["model"] for info, _ in known), key=lambda model: model != name),
+        "watching": [(rule, rules.last(storage, rule.id)) for rule in rules.found(storage, name)],
+    }
 
 
 @blueprint.get("/datasets/<name>/v/<int(max=999999):version>/images/<sha256>")

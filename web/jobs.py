@@ -1,10 +1,14 @@
 """Pages of jobs: the list, and one job while it lives and after it has ended."""
 
+from contextlib import suppress
 from typing import Any
 
 from flask import Blueprint, Response, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as Redirect
 
+from shared import models, rules
+from shared.compare import compare
+from shared.errors import Invalid, NotFound
 from shared.jobs import Job, State
 from shared.queue import QUEUE_OF
 from shared.specs import Epochs, LookSpec, check
@@ -107,8 +111,33 @@ def _view(job: Job) -> dict[str, Any]:
         view["served"] = any(QUEUE_OF[job.kind] in worker.get("queues", ()) for worker in backend().store.workers())
     if job.kind == "train":
         view["goes_on"] = orders.goes_on(backend(), job)
+        view["rule"] = _rule(job)
+        view["beside"] = _beside(job)
         view |= training_charts(backend().store.rows(job.id, "epochs"), backend().store.rows(job.id, "loss"), job.progress)
     return view
+
+
+def _rule(job: Job) -> rules.Rule | None:
+    """The rule that ordered a training, if it is still there."""
+    with suppress(NotFound):
+        return rules.get(backend().storage, job.spec["rule"]) if job.spec.get("rule") else None
+    return None
+
+
+def _beside(job: Job) -> dict[str, Any] | None:
+    """A retrained model beside the one it came from: parent and made (their infos), and found, as `compare` has it, or why there is nothing."""
+    if job.state != State.DONE:
+        return None
+    storage, told = backend().storage, {}
+    try:
+        told["made"] = made = models.info(storage, job.result["model"], job.result["version"])
+        if not made.get("parent"):
+            return None
+        told["parent"] = parent = models.info(storage, *models.resolve(storage, made["parent"]))
+        refs = [(info["model"], info["version"]) for info in (parent, made)]
+        return {**told, "found": compare(storage, *refs)}
+    except (NotFound, Invalid) as error:
+        return {**told, "why": str(error)}
 
 
 def training_charts(epochs: list[dict[str, Any]], loss: list[list[float]], progress: dict[str, Any]) -> dict[str, Any]:

@@ -1,14 +1,15 @@
 """Pages of models: the registry, training a version, its report, and trying it on one image."""
 
 import base64
+from contextlib import suppress
 from typing import Any
 
 from flask import Blueprint, Response, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as Redirect
 
 from shared import aliases, datasets, models
-from shared.compare import CHANCE, compare
-from shared.errors import DarkroomError, Invalid, Unavailable
+from shared.compare import compare
+from shared.errors import DarkroomError, Invalid, NotFound, Unavailable
 from shared.images import read_bounded, thumbnail
 from shared.storage import Storage
 from web import charts, orders
@@ -56,6 +57,7 @@ def _view(name: str, version: int) -> dict[str, Any]:
     pointed = aliases.pointed(storage, name)
     return {
         "info": info,
+        "parent": _parent(storage, info),
         "aliases": {alias: aliases.log(storage, name, alias) for alias, target in pointed.items() if target == version},
         "pointed": pointed,
         "report": report,
@@ -71,6 +73,13 @@ def _view(name: str, version: int) -> dict[str, Any]:
         "lr_chart": charts.loss_by_rate(report.get("lr_curve") or [], info.get("base_lr") or 0),
         **training_charts(report.get("epochs") or info.get("epochs") or [], report.get("loss") or [], {}),
     }
+
+
+def _parent(storage: Storage, info: dict[str, Any]) -> dict[str, Any] | None:
+    """The version that this one was retrained from, if it is still there."""
+    with suppress(NotFound):
+        return models.info(storage, *models.resolve(storage, info["parent"])) if info.get("parent") else None
+    return None
 
 
 # -- trying one image -------------------------------------------------------------------------------------------------
@@ -120,7 +129,6 @@ def compare_with(name: str, version: int) -> str:
         info=info,
         old=models.info(storage, *old),
         found=found,
-        chance=CHANCE,
         classes=sorted(found["classes"], key=lambda c: c["recall"][1] - c["recall"][0]),
         others=others,
         shown=SHOWN,
@@ -150,8 +158,8 @@ def train() -> str:
     ref = request.args.get("retrain")
     if ref:
         name, version = models.resolve(backend().storage, ref)
-        spec = models.info(backend().storage, name, version)["spec"]
-        values = {**spec, "version": None, "model": name, "parent": f"{name}/v{version}", "notes": ""}
+        info = models.info(backend().storage, name, version)
+        values = models.retraining(info, version=request.args.get("version"))
     else:
         values = {"dataset": request.args.get("dataset", ""), "version": request.args.get("version", "")}
     return _form(SpecForm("train", values))
@@ -177,11 +185,9 @@ def show_outlook() -> str:
 
 def _form(form: SpecForm) -> str:
     storage = backend().storage
-    starts = [
-        "imagenet",
-        "scratch",
-        *(f"{m['model']}/v{m['version']}" for name in models.names(storage) for m in models.all_versions(storage, name)),
-    ]
+    others = [f"{m['model']}/v{m['version']}" for name in models.names(storage) for m in models.all_versions(storage, name)]
+    parent = form["parent"].value
+    starts = [*([parent] if parent in others else []), "imagenet", "scratch", *(ref for ref in others if ref != parent)]
     return render_template(
         "models/train.html", form=form, common=COMMON, rare=RARE, names=datasets.names(storage), starts=starts, outlook=outlook(form)
     )

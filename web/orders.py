@@ -1,42 +1,20 @@
-"""Taking an order: check the spec and all it refers to, record the job, keep the order on storage, hint the queue.
-
-The page, the API and, through it, the command line all order here. What comes out of `submit` is a job in the ledger;
-from then on nothing is lost if this process dies.
-"""
+"""What a person may order and undo: the page, the API and, through it, the command line all order here, by way of `shared.orders`."""
 
 import sys
 from contextlib import suppress
 from typing import Any
 
-from shared import datasets, models, review
+from shared import models
 from shared.errors import Conflict, Invalid, Unavailable
-from shared.items import Source, check_place
-from shared.items import check as check_source
 from shared.jobs import Job, State, keep_record
-from shared.queue import list_of, send
-from shared.specs import (
-    AnySpec,
-    ClassifySpec,
-    DatasetSource,
-    FailedSource,
-    FolderSource,
-    ImportSpec,
-    ListSource,
-    LookSpec,
-    Name,
-    ReviewSource,
-    TrainSpec,
-    UrlsSource,
-    check,
-    parse,
-)
-from shared.storage import Storage
+from shared.orders import enter, settle
+from shared.queue import list_of
+from shared.specs import ClassifySpec, ListSource, UrlsSource, parse
 from web.backend import Backend
 from web.uploads import keep_addresses
 
 PREDICT_SECONDS = 30
 NOBODY_PREDICTS = "No worker answers single images at the moment. Start one with `darkroom worker --queues predict,classify`."
-FIRST_UNIT = {"import": "main", "scrape": "main", "look": "main", "train": "main", "classify": "plan"}
 
 
 def submit(backend: Backend, kind: str, data: Any, idempotency_key: str = "") -> Job:
@@ -46,87 +24,10 @@ def submit(backend: Backend, kind: str, data: Any, idempotency_key: str = "") ->
     """
     if len(idempotency_key) > 200:
         raise Invalid("An Idempotency-Key has at most 200 characters.")
-    spec = _settle(backend, parse(kind, data))
-    unit = FIRST_UNIT[kind]
-    job_id = backend.store.create(kind, spec.model_dump(mode="json"), unit, idempotency_key)
-    job = backend.store.get(job_id)
-    if job.kind != kind:
-        raise Conflict(f"This Idempotency-Key was used before, for a job of the kind {job.kind}. Use a key of its own for each order.")
-    try:
-        keep_record(backend.store, backend.storage, job_id)
-    except OSError as error:
-        backend.store.cancel(job_id)  # an order that is not on storage was not taken
-        raise Unavailable(f"The storage cannot be written ({error.strerror or error}), so nothing was ordered.") from error
-    with suppress(Unavailable):  # the job is in the ledger; the sweeper sends the hint when Redis is back
-        send(backend.celery, list_of(kind, job.spec), job_id, unit)
-    return job
-
-
-def _settle(backend: Backend, spec: AnySpec) -> AnySpec:
-    """Replace what is relative (the newest version) by what it is now, and check that all of it exists."""
-    storage = backend.storage
-    if isinstance(spec, ClassifySpec):
-        name, version = models.resolve(storage, spec.model)
-        if spec.precision == "int8":
-            _check_int8(models.info(storage, name, version))
-        return spec.model_copy(update={"model": f"{name}/v{version}", "source": _settle_source(backend, spec.source)})
-    if isinstance(spec, ImportSpec):
-        return spec.model_copy(update={"source": _settle_source(backend, spec.source)})
-    if isinstance(spec, LookSpec):
-        return spec.model_copy(update={"version": datasets.info(storage, spec.dataset, spec.version)["version"]})
-    if isinstance(spec, TrainSpec):
-        info = datasets.info(storage, spec.dataset, spec.version)
-        if len(info["classes"]) < 2:
-            raise Invalid(
-                f"The dataset {spec.dataset!r} has {len(info['classes'])} class; a classifier needs two or more.", field="dataset"
-            )
-        model = spec.model or check(Name, spec.dataset)
-        return spec.model_copy(update={"version": info["version"], "model": model, "start": _settle_start(storage, spec)})
-    return spec
-
-
-def _settle_start(storage: Storage, spec: TrainSpec) -> str:
-    """What a training starts from, with the version if it is a model. Raises Invalid or NotFound."""
-    if not spec.from_model:
-        return spec.start
-    name, version = models.resolve(storage, spec.start)
-    models.check_start(models.info(storage, name, version), spec.arch)
-    return f"{name}/v{version}"
-
-
-def _settle_source(backend: Backend, source: Source) -> Source:
-    """The source as the ledger keeps it: small, and the same whenever it is read. Raises Invalid, NotFound or Conflict."""
-    storage = backend.storage
-    check_source(source, storage, backend.settings)
-    match source:
-        case FolderSource():
-            return FolderSource(path=check_place(source.path, backend.settings))
-        case UrlsSource():
-            return ListSource(id=keep_addresses(backend, source.urls))
-        case DatasetSource():
-            return DatasetSource(dataset=source.dataset, version=datasets.info(storage, source.dataset, source.version)["version"])
-        case FailedSource():
-            job = backend.store.get(source.batch)
-            if not job.state.terminal:
-                raise Conflict("The batch still runs; its failed items can be retried when it has ended.")
-            if not job.counts.get("errors"):
-                raise Conflict("No item of this batch failed, so there is nothing to retry.")
-        case ReviewSource():
-            if not review.decided(storage, source.batch):
-                raise Invalid(f"Nobody has reviewed a row of the batch {source.batch} yet; accept or relabel some first.", field="source")
-    return source
-
-
-def _check_int8(info: dict[str, Any]) -> None:
-    """Raises Invalid unless 8-bit arithmetic was found to keep the labels of this model version."""
-    found = info.get("int8")
-    if found and found.get("offered"):
-        return
-    if not found:
-        why = "It was not tried when this version was trained."
-    else:
-        why = found.get("why") or f"It keeps only {found['agreement']:.1%} of the labels of the validation images."
-    raise Invalid(f"{info['model']} v{info['version']} has no int8. {why} Choose fast or exact.", field="precision")
+    spec = settle(backend, parse(kind, data))
+    if isinstance(spec, ClassifySpec) and isinstance(spec.source, UrlsSource):  # many addresses are no matter for a ledger
+        spec = spec.model_copy(update={"source": ListSource(id=keep_addresses(backend, spec.source.urls))})
+    return enter(backend, kind, spec, idempotency_key)
 
 
 def cancel(backend: Backend, job_id: str) -> State:
@@ -160,7 +61,7 @@ def resume(backend: Backend, job_id: str) -> Job:
         raise Conflict(f"The job is not paused; it is {job.state}.")
     for unit in backend.store.resume(job_id):
         with suppress(Unavailable):  # the sweeper sends what cannot be sent now
-            send(backend.celery, list_of(job.kind, job.spec), job_id, unit)
+            backend.send(list_of(job.kind, job.spec), job_id, unit)
     keep_record(backend.store, backend.storage, job_id)
     return backend.store.get(job_id)
 
@@ -171,7 +72,7 @@ def extend(backend: Backend, job_id: str, epochs: int) -> Job:
     if job.kind != "train" or job.state != State.DONE:
         raise Conflict(f"Only a training that is done can have more epochs; this {job.kind} is {job.state}.")
     parent = f"{job.result['model']}/v{job.result['version']}"
-    more = {"epochs": epochs, "frozen_epochs": 0, "continues": _kept(backend, job), "parent": parent}
+    more = {"epochs": epochs, "frozen_epochs": 0, "continues": _kept(backend, job), "parent": parent, "rule": None}
     return submit(backend, "train", {**job.spec, **more})
 
 

@@ -7,7 +7,7 @@ from flask import Blueprint, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as Redirect
 
 from shared import models, review
-from shared.errors import DarkroomError, Invalid, NotFound
+from shared.errors import Conflict, DarkroomError, Invalid, NotFound
 from shared.jobs import Job
 from shared.queries import Filter
 from web import orders
@@ -55,6 +55,21 @@ def make_dataset(batch: str) -> Redirect | tuple[str, int]:
     return redirect(url_for("jobs.show", job_id=order.id), 303)
 
 
+@blueprint.post("/batches/<batch>/review/retrain")
+def retrain(batch: str) -> Redirect | tuple[str, int]:
+    """Order what was decided into the dataset of the batch's model, and a retraining when that has made its version."""
+    job = batch_of(batch)
+    known = _model(job)
+    try:
+        if not known["dataset"]:
+            raise Conflict("The model of this batch is gone, or it was trained elsewhere. Add the images to a dataset, then train on it.")
+        spec = {"dataset": known["dataset"], "source": {"kind": "review", "batch": batch}, "then": known["ref"]}
+        order = orders.submit(backend(), "import", spec)
+    except DarkroomError as error:
+        return _page(job, dataset_wrong=str(error)), error.status
+    return redirect(url_for("jobs.show", job_id=order.id), 303)
+
+
 def _page(job: Job, item_id: int | None = None, **more: Any) -> str:
     storage, queries = backend().storage, backend().queries
     where, order = _asked()
@@ -79,6 +94,8 @@ def _page(job: Job, item_id: int | None = None, **more: Any) -> str:
         place=place,
         last=whole(request.args.get("last", "")),
         classes=known["classes"],
+        retrainable=known["ref"] if known["dataset"] else "",
+        dataset_of_model=known["dataset"],
         all_labels=sorted(backend().store.histogram(job.id, "labels")),
         total=queries.page(job.id, where, order, limit=0).total,
         reviewed=queries.count(job.id, where, decided),
@@ -100,12 +117,13 @@ def _address(where: Filter, order: str) -> dict[str, Any]:
 
 
 def _model(job: Job) -> dict[str, Any]:
-    """The classes of the batch's model, and the dataset it was trained on; empty when the model was deleted."""
+    """The classes of the batch's model, the dataset it was trained on, and its ref; empty when the model was deleted."""
     try:
         info = models.info(backend().storage, *models.resolve(backend().storage, job.spec["model"]))
     except NotFound:
-        return {"classes": [], "dataset": ""}
-    return {"classes": info["classes"], "dataset": info["dataset"]["name"]}
+        return {"classes": [], "dataset": "", "ref": ""}
+    dataset = (info.get("dataset") or {}).get("name", "")
+    return {"classes": info["classes"], "dataset": dataset, "ref": f"{info['model']}/v{info['version']}"}
 
 
 def _choices(row: dict[str, Any], classes: list[str]) -> list[tuple[str, float | None]]:

@@ -1,7 +1,7 @@
 """The Celery worker: one task of a few lines. The only file of the pipeline's side that knows Celery's worker.
 
-The main process holds the sweeper's thread; the pool's one process runs the units, starts the children, and in a thread
-passes single images to the child that classifies.
+The main process holds the sweeper's thread; the pool's one process runs the units, starts the children, and in threads
+passes single images to the child that classifies and looks at the rules.
 """
 
 import os
@@ -25,7 +25,7 @@ from shared.settings import Settings
 from shared.storage import Storage
 from worker.child import die_with
 from worker.run import Worker, keep_answering, run_unit
-from worker.sweeper import keep_sweeping
+from worker.sweeper import keep_rules, keep_sweeping
 
 
 def serve(settings: Settings, queues: list[str], name: str | None = None) -> None:
@@ -63,6 +63,7 @@ def _add_task(app: Celery, settings: Settings, queues: list[str], name: str) -> 
         workers.append(Worker(settings, name, lists, store, Storage(settings.storage, settings.cache), partial(send, app)))
         if "predict" in queues:
             threading.Thread(target=keep_answering, args=(workers[0],), daemon=True).start()
+        threading.Thread(target=keep_rules, args=(workers[0], name), daemon=True).start()
 
     @worker_process_shutdown.connect(weak=False)
     def end(**_: Any) -> None:

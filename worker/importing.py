@@ -28,7 +28,7 @@ def import_dataset(spec: ImportSpec, job: str, storage: Storage, settings: Setti
     An import into an existing dataset adds to it: the kept pictures of its newest version are carried over. A folder is a
     class, with all that lies below it; see `label_items` for folders around the classes. What a person decided about a
     batch has the label that was given, also where the dataset had another. Raises DarkroomError, with nothing published,
-    for a folder name that cannot be a class or when a class has fewer than two usable pictures.
+    for a folder name that cannot be a class, when a class has fewer than two usable pictures, and when decisions change nothing.
     """
     if done := published(storage, spec.dataset, job):
         return done
@@ -40,7 +40,17 @@ def import_dataset(spec: ImportSpec, job: str, storage: Storage, settings: Setti
     for looked_at, ((label, path, _), facts) in enumerate(_examined(items, storage, settings), 1):
         collection.add({"label": label, "name": path, "source": spec.source.kind}, facts, corrects=reviewed)
         collection.tell("importing", looked_at, len(items))
+    if reviewed and not collection.kept.total():
+        raise Invalid(_unchanged(spec.dataset, collection), field="source")
     return collection.publish(job, spec.source.model_dump())
+
+
+def _unchanged(name: str, collection: Collection) -> str:
+    """Why what was reviewed makes no version."""
+    here = collection.reasons.pop("duplicate", 0)
+    others = ", ".join(f"{n} {code}" for code, n in collection.reasons.items())
+    known = f"{here} of the images are in the dataset {name!r} already, with the labels they were given. " if here else ""
+    return f"These decisions change nothing: {known}{f'Not usable: {others}. ' if others else ''}No version was made."
 
 
 def label_items(pairs: list[tuple[str, str]]) -> list[Item]:

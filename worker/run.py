@@ -17,8 +17,10 @@ from typing import Any, TypeVar
 
 import structlog
 
-from shared.errors import NotFound, Unavailable
+from shared import models
+from shared.errors import Conflict, Invalid, NotFound, Unavailable, Unwritable
 from shared.jobs import Claim, Job, JobStore, State, keep_record
+from shared.orders import submit
 from shared.queue import list_of
 from shared.results import shard_name, shard_range
 from shared.settings import Settings
@@ -195,9 +197,10 @@ def _settle(turn: _Turn) -> None:
 
 
 def _rest(worker: Worker, job: Job, claim: Claim, why: str) -> None:
-    """A batch pauses until the operator has healed what is in the way; any other job fails."""
+    """A batch pauses until the operator has healed what is in the way; any other job fails, and a training keeps its last epoch."""
     if job.kind != "classify":
-        _finish(worker, claim, State.FAILED, error=why)
+        then = "`resume`: it goes on from its last finished epoch" if job.kind == "train" else "`retry`"
+        _finish(worker, claim, State.FAILED, error=f"{why} Heal this, then {then}.")
     else:
         _patiently(worker, lambda: worker.store.pause(job.id, f"Paused: {why} Resume the batch when this is healed; nothing is lost."))
         _patiently(worker, lambda: worker.store.release(claim, counted=False))
@@ -242,8 +245,20 @@ def _do(turn: _Turn) -> None:
             result = _call(turn, child, "dataset", kind=job.kind, spec=job.spec, job=job.id)
     finally:
         child.kill()
+    if ref := job.spec.get("then"):
+        result |= _patiently(worker, lambda: _retrain(worker, job, ref, result))
     _finish(worker, claim, State.DONE, result=result)
     log.info("done", **result)
+
+
+def _retrain(worker: Worker, job: Job, ref: str, made: dict[str, Any]) -> dict[str, Any]:
+    """Order the training that follows an import, once however often the import is done: its id, or why there is none."""
+    try:
+        spec = models.retraining(models.info(worker.storage, *models.resolve(worker.storage, ref)))
+        spec |= {"dataset": made["dataset"], "version": made["version"], "notes": f"Retrained by the import {job.id}."}
+        return {"training": submit(worker, "train", spec, f"then-{job.id}").id}
+    except (Invalid, NotFound, Conflict, Unwritable) as error:  # the version is there all the same
+        return {"not_retrained": str(error)}
 
 
 def _classify(turn: _Turn) -> None:

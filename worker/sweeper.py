@@ -4,23 +4,31 @@ A thread in every worker's main process; one of them at a time holds the lock.
 
 A hint is sent again when its queue is empty and it was not claimed for 5 seconds, or after a minute in any case, and
 twice as long each time after that: a sweep too eager would fill the queue with copies.
+
+Whoever sweeps also looks at the rules (shared/rules.py), in a thread of its own in the pool's process: a storage that is slow must
+not keep leases from being taken back.
 """
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
 import structlog
 
+from shared import rules
 from shared.errors import NotFound, Unavailable
 from shared.jobs import JobStore
+from shared.orders import Desk
 from shared.queue import LISTS, list_of
+from shared.storage import store_errors
 
 log = structlog.get_logger()
 EVERY = 2.0  # seconds
 LOST_AFTER = 5.0  # seconds unclaimed while the queue is empty
 STALE_AFTER = 60.0  # seconds unclaimed while the queue is busy
+RULES_EVERY = 10.0  # seconds between two looks at the rules
 
 
 def sweep(store: JobStore, send: Callable[[str, str, str], None]) -> int:
@@ -71,3 +79,17 @@ def keep_sweeping(store: JobStore, send: Callable[[str, str, str], None], name: 
             break
     with contextlib.suppress(Unavailable):
         store.depart(name)
+
+
+def keep_rules(desk: Desk, name: str) -> None:
+    """Look at the rules now and then, while this worker is the one that sweeps; for ever."""
+    told: list[str] = []
+    while True:
+        try:
+            wrong = rules.look_at_all(desk) if desk.store.sweeping(name) else []
+        except (Unavailable, *store_errors()) as error:
+            wrong = [str(error)]
+        if wrong and wrong != told:
+            log.warning("rules could not be looked at", why=wrong)
+        told = wrong
+        time.sleep(RULES_EVERY)

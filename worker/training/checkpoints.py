@@ -22,7 +22,7 @@ from shared.storage import Storage
 from worker.progress import Progress
 
 # what may differ between a training and the one it goes on from
-FREE = {"model", "notes", "parent", "continues"}
+FREE = {"model", "notes", "parent", "continues", "rule"}
 # what must be the same where a finished training gets more epochs
 BOUND = ("dataset", "version", "arch", "image_size", "valid_pct", "seed")
 
@@ -118,14 +118,23 @@ def found(storage: Storage, job: str, spec: TrainSpec) -> Checkpoint | None:
             f"The job {spec.continues} has left no checkpoint: it ended before its first epoch did. Train from the beginning."
         )
     now, then = spec.model_dump(), kept.spec.model_dump()
-    fields = BOUND if kept.standing.over else tuple(now.keys() - FREE)
+    prolongs = kept.standing.over and _done(storage, spec.continues)
+    fields = BOUND if prolongs else tuple(now.keys() - FREE)
     if differ := sorted(name for name in fields if now[name] != then[name]):
         raise DarkroomError(
             f"The job {spec.continues} cannot go on with another {', '.join(differ)}. Train from the beginning, or start from its model."
         )
-    if kept.standing.over:  # more epochs, a cycle of their own
+    if prolongs:  # more epochs, a cycle of their own
         kept.standing.earlier, kept.standing.over = len(kept.standing.rows), False
     return kept
+
+
+def _done(storage: Storage, job: str) -> bool:
+    """Whether a training has made its model; otherwise all that is left of one whose epochs are over is to publish it."""
+    try:
+        return bool(storage.read_json(f"jobs/{job}.json")["state"] == "done")
+    except NotFound:  # trained without a ledger
+        return True
 
 
 def put_weights_back(learner: Learner, kept: Checkpoint) -> None:

@@ -1,7 +1,9 @@
 """Tells how far a training is, and stops it when its job is cancelled or its loss is no number any more."""
 
 import math
+import os
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -55,6 +57,7 @@ class Live(Watch):
         self.device = device_name(dls.device)
         self.done = len(standing.rows) * self.batches
         self.started = self.epoch_started = self.told_at = 0.0
+        self.images = 0  # trained on in this epoch
 
     def begin(self) -> None:
         """Say what is to come, and what there is already."""
@@ -70,6 +73,7 @@ class Live(Watch):
     def before_train(self) -> None:
         """Start the clock of the epoch."""
         self.epoch_started = time.monotonic()
+        self.images = 0
 
     def after_batch(self) -> None:
         """Count the batch and publish its loss. Raises Cancelled, and DarkroomError when the loss is no number."""
@@ -79,12 +83,14 @@ class Live(Watch):
             self._tell()
             return
         self.done += 1
+        self.images += len(self.y)
         loss = float(self.smooth_loss)
         self._check(loss)
         if (self.done - 1) % self.step == 0:
             self.standing.points.append([self.done, round(loss, 5)])
             self.told.row("loss", self.standing.points[-1])
-        self._tell(batch=self.iter + 1, done=self.done, loss=round(loss, 5), lr=float(self.opt.hypers[-1]["lr"]))
+        rate = round(self.images / (time.monotonic() - self.epoch_started), 1)
+        self._tell(batch=self.iter + 1, done=self.done, loss=round(loss, 5), lr=float(self.opt.hypers[-1]["lr"]), images_per_second=rate)
 
     def after_epoch(self) -> None:
         """Publish the row of the epoch. Raises DarkroomError when its loss is no number."""
@@ -123,7 +129,14 @@ class Live(Watch):
             return
         self.told_at = now
         left = (now - self.started) * (self.work_total - self.work) / (self.work - self.work_before)
-        self.told.update(epoch=self.number, seconds_left=round(left), **fields)
+        self.told.update(epoch=self.number, seconds_left=round(left), **memory(), **fields)
+
+
+def memory() -> dict[str, int]:
+    """What training holds now, in MB of a million bytes: of this process, and where there is one of the GPU, cached blocks counted."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    held = {"memory_mb": round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6)}
+    return held | ({"gpu_memory_mb": round(torch.cuda.memory_reserved() / 1e6)} if torch.cuda.is_available() else {})
 
 
 def device_name(device: torch.device) -> str:

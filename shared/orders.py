@@ -1,0 +1,144 @@
+"""What an order is on its way into the ledger, whoever gives it: the web for a person, a worker for a rule or for what an import leads to.
+
+`settle` replaces what is relative by what it is now and checks that all of it exists; `enter` records the job, keeps the order
+on storage and hints the queue. From then on nothing is lost if this process dies.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, Protocol
+
+from shared import datasets, models, review
+from shared.errors import Conflict, Invalid, Unavailable, Unwritable
+from shared.items import Source, check_place
+from shared.items import check as check_source
+from shared.jobs import Job, JobStore, keep_record
+from shared.queue import list_of
+from shared.settings import Settings
+from shared.specs import (
+    AnySpec,
+    ClassifySpec,
+    DatasetSource,
+    FailedSource,
+    FolderSource,
+    ImportSpec,
+    LookSpec,
+    Name,
+    ReviewSource,
+    TrainSpec,
+    check,
+    parse,
+)
+from shared.storage import Storage
+
+FIRST_UNIT = {"import": "main", "scrape": "main", "look": "main", "train": "main", "classify": "plan"}
+
+
+class Desk(Protocol):
+    """Where orders are taken: the web's backend, or a worker. `send(list, job, unit)` hints the queue and may raise Unavailable."""
+
+    @property
+    def settings(self) -> Settings: ...  # noqa: D102
+    @property
+    def storage(self) -> Storage: ...  # noqa: D102
+    @property
+    def store(self) -> JobStore: ...  # noqa: D102
+    @property
+    def send(self) -> Callable[[str, str, str], None]: ...  # noqa: D102
+
+
+def submit(desk: Desk, kind: str, data: Any, idempotency_key: str = "") -> Job:
+    """Order a job of `kind` with the spec `data`. Raises Invalid, NotFound, Conflict or Unavailable, and then nothing was ordered."""
+    return enter(desk, kind, settle(desk, parse(kind, data)), idempotency_key)
+
+
+def enter(desk: Desk, kind: str, spec: AnySpec, idempotency_key: str = "") -> Job:
+    """Record an order that is settled. Raises Conflict or Unavailable, and then nothing was ordered.
+
+    The same `idempotency_key` within a day answers the first job again.
+    """
+    unit = FIRST_UNIT[kind]
+    job_id = desk.store.create(kind, spec.model_dump(mode="json"), unit, idempotency_key)
+    job = desk.store.get(job_id)
+    if job.kind != kind:
+        raise Conflict(f"This Idempotency-Key was used before, for a job of the kind {job.kind}. Use a key of its own for each order.")
+    try:
+        keep_record(desk.store, desk.storage, job_id)
+    except OSError as error:
+        desk.store.withdraw(job_id, idempotency_key)  # an order that is not on storage was not taken
+        raise Unwritable(f"The storage cannot be written ({error.strerror or error}), so nothing was ordered.") from error
+    with suppress(Unavailable):  # the job is in the ledger; the sweeper sends the hint when Redis is back
+        desk.send(list_of(kind, job.spec), job_id, unit)
+    return job
+
+
+def settle(desk: Desk, spec: AnySpec) -> AnySpec:
+    """Replace what is relative (the newest version) by what it is now, and check that all of it exists. Raises Invalid, NotFound or Conflict."""
+    storage = desk.storage
+    if isinstance(spec, ClassifySpec):
+        name, version = models.resolve(storage, spec.model)
+        if spec.precision == "int8":
+            _check_int8(models.info(storage, name, version))
+        return spec.model_copy(update={"model": f"{name}/v{version}", "source": _settle_source(desk, spec.source)})
+    if isinstance(spec, ImportSpec):
+        return spec.model_copy(update={"source": _settle_source(desk, spec.source), "then": spec.then and _settle_then(storage, spec.then)})
+    if isinstance(spec, LookSpec):
+        return spec.model_copy(update={"version": datasets.info(storage, spec.dataset, spec.version)["version"]})
+    if isinstance(spec, TrainSpec):
+        info = datasets.info(storage, spec.dataset, spec.version)
+        if len(info["classes"]) < 2:
+            raise Invalid(
+                f"The dataset {spec.dataset!r} has {len(info['classes'])} class; a classifier needs two or more.", field="dataset"
+            )
+        model = spec.model or check(Name, spec.dataset)
+        return spec.model_copy(update={"version": info["version"], "model": model, "start": _settle_start(storage, spec)})
+    return spec
+
+
+def _settle_start(storage: Storage, spec: TrainSpec) -> str:
+    """What a training starts from, with the version if it is a model. Raises Invalid or NotFound."""
+    if not spec.from_model:
+        return spec.start
+    name, version = models.resolve(storage, spec.start)
+    models.check_start(models.info(storage, name, version), spec.arch)
+    return f"{name}/v{version}"
+
+
+def _settle_then(storage: Storage, ref: str) -> str:
+    """The version of a model that is to be retrained. Raises Invalid or NotFound."""
+    name, version = models.resolve(storage, ref)
+    models.retraining(models.info(storage, name, version))
+    return f"{name}/v{version}"
+
+
+def _settle_source(desk: Desk, source: Source) -> Source:
+    """The source as the ledger keeps it: small, and the same whenever it is read. Raises Invalid, NotFound or Conflict."""
+    storage = desk.storage
+    check_source(source, storage, desk.settings)
+    match source:
+        case FolderSource():
+            return FolderSource(path=check_place(source.path, desk.settings))
+        case DatasetSource():
+            return DatasetSource(dataset=source.dataset, version=datasets.info(storage, source.dataset, source.version)["version"])
+        case FailedSource():
+            job = desk.store.get(source.batch)
+            if not job.state.terminal:
+                raise Conflict("The batch still runs; its failed items can be retried when it has ended.")
+            if not job.counts.get("errors"):
+                raise Conflict("No item of this batch failed, so there is nothing to retry.")
+        case ReviewSource():
+            if not review.decided(storage, source.batch):
+                raise Invalid(f"Nobody has reviewed a row of the batch {source.batch} yet; accept or relabel some first.", field="source")
+    return source
+
+
+def _check_int8(info: dict[str, Any]) -> None:
+    """Raises Invalid unless 8-bit arithmetic was found to keep the labels of this model version."""
+    found = info.get("int8")
+    if found and found.get("offered"):
+        return
+    if not found:
+        why = "It was not tried when this version was trained."
+    else:
+        why = found.get("why") or f"It keeps only {found['agreement']:.1%} of the labels of the validation images."
+    raise Invalid(f"{info['model']} v{info['version']} has no int8. {why} Choose fast or exact.", field="precision")
