@@ -8,7 +8,7 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from shared import datasets, models, review
+from shared import datasets, edits, models, review
 from shared.errors import Conflict, Invalid, Unavailable
 from shared.items import Source, check_place
 from shared.items import check as check_source
@@ -18,6 +18,7 @@ from shared.specs import (
     AnySpec,
     ClassifySpec,
     DatasetSource,
+    EditsSource,
     FailedSource,
     FolderSource,
     ImportSpec,
@@ -70,6 +71,8 @@ def _settle(backend: Backend, spec: AnySpec) -> AnySpec:
         if spec.precision == "int8":
             _check_int8(models.info(storage, name, version))
         return spec.model_copy(update={"model": f"{name}/v{version}", "source": _settle_source(backend, spec.source)})
+    if isinstance(spec, ImportSpec) and isinstance(spec.source, EditsSource):
+        return spec.model_copy(update={"source": _settle_edits(storage, spec.dataset, spec.source)})
     if isinstance(spec, ImportSpec):
         return spec.model_copy(update={"source": _settle_source(backend, spec.source)})
     if isinstance(spec, LookSpec):
@@ -92,6 +95,16 @@ def _settle_start(storage: Storage, spec: TrainSpec) -> str:
     name, version = models.resolve(storage, spec.start)
     models.check_start(models.info(storage, name, version), spec.arch)
     return f"{name}/v{version}"
+
+
+def _settle_edits(storage: Storage, dataset: str, source: EditsSource) -> EditsSource:
+    """The source with the version of the model it names. Raises NotFound, and Conflict when nothing would change."""
+    if not edits.pending(storage, dataset):
+        raise Conflict(f"No change of {dataset} waits to be made; keep, relabel or remove some of its images first.")
+    if source.model is None:
+        return source
+    name, version = models.resolve(storage, source.model)
+    return EditsSource(model=f"{name}/v{version}")
 
 
 def _settle_source(backend: Backend, source: Source) -> Source:
@@ -227,7 +240,7 @@ def describe(job: Job) -> str:
         case "scrape":
             return f"Scrape {spec['dataset']}"
         case _:
-            return f"Import {spec['dataset']}"
+            return f"{'Correct' if spec['source']['kind'] == 'edits' else 'Import'} {spec['dataset']}"
 
 
 def predict(backend: Backend, ref: str, image: bytes) -> dict[str, Any]:
