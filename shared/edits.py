@@ -147,6 +147,13 @@ def image(storage: Storage, info: dict[str, Any], sha256: str) -> dict[str, str]
     return None if at < 0 else found.slice(at, 1).to_pylist()[0]
 
 
+def labels(storage: Storage, info: dict[str, Any], sha256s: list[str]) -> dict[str, str]:
+    """The label of each of these images that a version keeps."""
+    found = _images(storage, info["dataset"], info["version"], info["hash"])
+    rows = found.filter(pc.is_in(found["sha256"], pa.array(sha256s, pa.string()))).to_pylist()
+    return {row["sha256"]: row["label"] for row in rows}
+
+
 def as_json(entries: Iterable[Edit]) -> list[dict[str, Any]]:
     """Entries as a version's `edits.json` keeps them."""
     return [asdict(edit) for edit in entries]

@@ -1,17 +1,30 @@
 """What a person decides about the images of a dataset: a log that loses nothing, and the version that is made of it."""
 
+import html
 import json
+import re
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
+from click.testing import CliRunner
 from test_importing import Room
+from test_pages import make_model
+from test_pages import publish as make_version
 from test_training import digits, publish
+from werkzeug.serving import make_server
 
-from shared import datasets, edits
+from cli.main import cli
+from shared import datasets, edits, models
 from shared.edits import Edit, parse_edit
 from shared.errors import Conflict, DarkroomError, Invalid, NotFound
+from shared.jobs import JobStore, State, connect
+from shared.specs import ImportSpec
 from shared.storage import Storage, version_name
+from web import create_app
 from worker.examining import Collection
+from worker.importing import import_dataset
 from worker.progress import Progress
 
 NAME = "digits"
@@ -257,3 +270,171 @@ def test_a_class_may_be_new_or_go_with_its_last_image(room):
         decide(room.storage, sha256, label="nought")
     freeze(room)
     assert datasets.info(room.storage, NAME)["classes"] == {"digit 1": 4, "digit 2": 4, "nought": 4}
+
+
+# -- pages ------------------------------------------------------------------------------------------------------------
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+def site(settings, tmp_path):
+    """The pages on the dataset `digits` and a model of it with three suspects, all of the digit 0."""
+    storage = Storage(settings.storage, settings.cache)
+    rows = publish(storage, tmp_path / "files", digits(per_class=4))
+    make_model(storage, rows)
+    found = [{"sha256": row["sha256"], "ext": "png", "actual": "digit 0", "suggested": "digit 1"} for row in rows[:3]]
+    report = {**models.report(storage, "clothing", 1), "suspects": [{**each, "probability": 0.9, "given": 0.02} for each in found]}
+    info = {**models.info(storage, "clothing", 1), "job": "2", "dataset": {"name": NAME, "version": 1, "hash": "0", "images": 12}}
+    make_version(storage, "models/clothing", {"report.json": json.dumps(report).encode(), "model.safetensors": b"0"}, info)
+    app = create_app(settings)
+    app.config["WTF_CSRF_ENABLED"] = False
+    return SimpleNamespace(client=app.test_client(), storage=storage, images=[row["sha256"] for row in rows], settings=settings)
+
+
+def suspected(client, **query):
+    """The section of the model's page, and the ids of the cells that are still to be looked at."""
+    text = client.get("/models/clothing/v/2", query_string=query).text
+    section = re.search(r'<section id="suspects">.*?</section>', text, re.DOTALL)[0]
+    return section, re.findall(r'id="suspect-(\w+)"', section.partition("kept-suspects")[0])
+
+
+def send(site, htmx=False, **form):
+    return site.client.post(f"/datasets/{NAME}/edits", data=form, headers={"HX-Request": "true"} if htmx else {})
+
+
+def test_a_suspect_is_decided_without_a_script_and_what_was_decided_is_shown(site):
+    one, two, three = site.images[:3]
+    section, cells = suspected(site.client)
+    assert cells == [sha256[:16] for sha256 in (one, two, three)]
+    assert "Make it digit 1" in section
+    assert send(site, sha256=one, model="clothing/v2", label="digit 1").location == "/models/clothing/v/2#suspects"
+    send(site, sha256=two, model="clothing/v2", action="keep")
+    send(site, sha256=three, model="clothing/v2", action="remove")
+    section, cells = suspected(site.client)
+    assert cells == [one[:16], three[:16]]
+    assert re.search("digit 0 becomes <strong>digit 1</strong>.*to be removed.*1 image kept.*kept: it is digit 0", section, re.DOTALL)
+    assert re.search(r"<strong>2 changes</strong> of digits wait\..*Make version 2", section, re.DOTALL)
+    assert {edit.why for edit in edits.log(site.storage, NAME)} == {"suspect of clothing/v2"}
+    for sha256 in (one, two, three):
+        send(site, sha256=sha256, model="clothing/v2", action="undo")
+    assert suspected(site.client)[1] == [one[:16], two[:16], three[:16]]
+
+
+def test_with_htmx_the_cell_and_the_count_are_replaced_and_a_wrong_label_is_told_in_the_cell(site):
+    one = site.images[0]
+    answer = send(site, htmx=True, sha256=one, model="clothing/v2", label="digit 2")
+    assert (answer.status_code, answer.text.count("<li"), "<html" in answer.text) == (200, 1, False)
+    assert re.search(r'becomes <strong>digit 2</strong>.*id="waiting" hx-swap-oob="true">.*1 change<', answer.text, re.DOTALL)
+    answer = send(site, htmx=True, sha256=site.images[1], model="clothing/v2", label="DIGIT 2")
+    assert (answer.status_code, "write &#39;digit 2&#39;" in answer.text, 'value="DIGIT 2"' in answer.text) == (200, True, True)
+    answer = send(site, htmx=True, sha256=one, action="undo")
+    assert re.search(r'id="waiting" hidden', answer.text)
+
+
+def test_a_label_is_text_wherever_it_is_shown(site):
+    send(site, sha256=site.images[0], model="clothing/v2", label=HOSTILE)
+    there = f"/datasets/digits/v/1/images/{site.images[0]}"
+    for page in ("/models/clothing/v/2", "/datasets/digits/v/1", "/datasets/digits/edits", there):
+        text = site.client.get(page).text
+        assert HOSTILE not in text
+        assert html.escape(HOSTILE) in text, page
+
+
+def test_what_cannot_be_decided_is_a_sentence(site):
+    assert send(site, sha256="0" * 64, action="keep").status_code == 404
+    assert send(site, sha256="../x", action="keep").status_code == 422
+    assert send(site, sha256=site.images[0], action="burn").status_code == 422
+    assert site.client.post("/datasets/nothing/edits", data={"sha256": "0" * 64, "action": "keep"}).status_code == 404
+    assert site.client.get("/datasets/nothing/edits").status_code == 404
+    assert site.client.post("/datasets/digits/edits/version").status_code == 409
+    assert edits.log(site.storage, NAME) == []
+
+
+def test_the_page_of_an_image_decides_and_undoes(site):
+    one = site.images[0]
+    there = f"/datasets/digits/v/1/images/{one}"
+    assert send(site, sha256=one, version=1, label="digit 2").location == there
+    assert "digit 0 becomes <strong>digit 2</strong>" in site.client.get(there).text
+    answer = send(site, htmx=True, sha256=one, version=1, action="undo")
+    assert (answer.text.count('id="deciding"'), "Is <strong>digit 0</strong> right?" in answer.text) == (1, True)
+
+
+def test_the_dataset_shows_what_waits_and_orders_the_version_whose_job_leads_to_a_retrain(site):
+    one = site.images[0]
+    send(site, sha256=one, model="clothing/v2", label="digit 2")
+    for page in ("/datasets/digits/v/1", "/datasets/digits/edits"):
+        text = site.client.get(page).text
+        assert f'id="change-{one[:16]}"' in text
+        assert "suspect of clothing/v2" in text
+    there = site.client.post("/datasets/digits/edits/version", data={"model": "clothing"}).location
+    store = JobStore(connect(site.settings.redis_url))
+    job = store.get(there.rsplit("/", 1)[-1])
+    assert (job.kind, job.spec["source"]) == ("import", {"kind": "edits", "model": "clothing/v2"})
+    claim = store.claim(job.id, "main", "tester")
+    spec = ImportSpec.model_validate(job.spec)
+    store.finish(claim, State.DONE, "", import_dataset(spec, job.id, site.storage, site.settings, Progress(lambda _: None)))
+    text = site.client.get(there).text
+    assert "Correct digits" in text
+    assert "/datasets/digits/v/2" in text
+    assert "/trainings/new?retrain=clothing/v2" in text
+    assert "1 relabelled" in site.client.get("/datasets/digits/v/2").text
+    section, cells = suspected(site.client)
+    assert one[:16] not in cells
+    assert "1 suspect has another label in the newest version" in section
+    assert "hidden" in re.search(r'<div class="waiting"[^>]*>', section)[0]
+
+
+def test_many_suspects_are_shown_when_asked_for(site):
+    report = models.report(site.storage, "clothing", 2)
+    more = [{**report["suspects"][0], "sha256": sha256, "actual": f"digit {n // 4}"} for n, sha256 in enumerate(site.images)]
+    rows = publish(site.storage, site.storage.cache.parent / "more", [*digits(per_class=4), *digits(per_class=6)[4:6]])
+    more += [{**report["suspects"][0], "sha256": row["sha256"]} for row in rows[12:]]
+    site.storage.write_json("models/clothing/v0002/report.json", {**report, "suspects": more})
+    section, cells = suspected(site.client)
+    assert (len(cells), "Show all 14" in section) == (12, True)
+    assert len(suspected(site.client, suspects="all")[1]) == 14
+
+
+def test_the_api_decides_lists_and_undoes(site):
+    base, one = f"/api/v1/datasets/{NAME}/edits", site.images[0]
+    answer = site.client.post(base, json={"sha256": one, "action": "relabel", "label": "digit 1", "why": "seen by eye"})
+    assert (answer.status_code, answer.json["before"], answer.json["why"]) == (201, "digit 0", "seen by eye")
+    site.client.post(base, json={"sha256": site.images[1], "action": "remove"})
+    page = site.client.get(f"{base}?limit=1").json
+    assert (page["total"], page["next"], page["version"], page["edits"][0]["label"]) == (2, 1, 2, "digit 1")
+    assert site.client.delete(f"{base}/{one}").status_code == site.client.delete(f"{base}/{one}").status_code == 204
+    assert [edit["action"] for edit in site.client.get(base).json["edits"]] == ["remove"]
+    for said in ({"sha256": one, "action": "relabel"}, {"sha256": one}, {"sha256": "0" * 64, "action": "keep", "x": 1}):
+        assert site.client.post(base, json=said).status_code == 422
+    assert site.client.post("/api/v1/datasets/nothing/edits", json={"sha256": "0" * 64, "action": "keep"}).status_code == 404
+    assert site.client.post(f"/api/v1/datasets/{NAME}/import", json={"source": {"kind": "edits", "model": "none"}}).status_code == 404
+
+
+@pytest.mark.slow
+def test_the_command_line_corrects_a_dataset_with_a_real_worker(with_model, start_worker):
+    storage = Storage(with_model.storage, with_model.cache)
+    assert isinstance(models.report(storage, "digits", 1)["suspects"], list)
+    one, two = of(storage, "digit 0")[:2]
+    server = make_server("127.0.0.1", 0, create_app(with_model), threaded=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+
+        def run(*args):
+            return CliRunner().invoke(cli, ["--url", f"http://127.0.0.1:{server.port}", "dataset", *args])
+
+        assert run("edit", NAME, one, "--relabel", "digit 3", "--why", "seen by eye").exit_code == 0
+        assert run("edit", NAME, two, "--remove").exit_code == 0
+        assert run("edit", NAME, two, "--undo").exit_code == 0
+        assert run("edit", NAME, one).exit_code == run("edit", NAME, one, "--keep", "--undo").exit_code == 2
+        assert run("edit", NAME, "0" * 64, "--keep").exit_code == 1
+        assert f"{one}\trelabel\tdigit 0\tdigit 3\tseen by eye" in run("edits", NAME).output
+        start_worker("scrape")
+        assert json.loads(run("freeze", NAME, "--wait", "--json").output)["result"]["version"] == 2
+        assert shown(storage, 2)[one] == "digit 3"
+        assert run("freeze", NAME).exit_code == 1
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
