@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
+from playwright.sync_api import expect, sync_playwright
 from test_importing import Room
 from test_pages import make_model
 from test_pages import publish as make_version
@@ -284,7 +285,8 @@ def site(settings, tmp_path):
     rows = publish(storage, tmp_path / "files", digits(per_class=4))
     make_model(storage, rows)
     found = [{"sha256": row["sha256"], "ext": "png", "actual": "digit 0", "suggested": "digit 1"} for row in rows[:3]]
-    report = {**models.report(storage, "clothing", 1), "suspects": [{**each, "probability": 0.9, "given": 0.02} for each in found]}
+    suspects = [{**each, "probability": 0.9, "given": 0.02} for each in found]
+    report = {**models.report(storage, "clothing", 1), "top_losses": [], "mistakes": [], "suspects": suspects}
     info = {**models.info(storage, "clothing", 1), "job": "2", "dataset": {"name": NAME, "version": 1, "hash": "0", "images": 12}}
     make_version(storage, "models/clothing", {"report.json": json.dumps(report).encode(), "model.safetensors": b"0"}, info)
     app = create_app(settings)
@@ -434,6 +436,48 @@ def test_the_command_line_corrects_a_dataset_with_a_real_worker(with_model, star
         assert json.loads(run("freeze", NAME, "--wait", "--json").output)["result"]["version"] == 2
         assert shown(storage, 2)[one] == "digit 3"
         assert run("freeze", NAME).exit_code == 1
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_in_a_browser_suspects_are_decided_in_place(site, chromium):
+    server = make_server("127.0.0.1", 0, create_app(site.settings), threaded=True)  # with its tokens
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+            page = browser.new_page()
+            complaints: list[str] = []
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+            page.goto(f"http://127.0.0.1:{server.port}/models/clothing/v/2")
+            page.evaluate("window.still = true")
+            cells = page.locator("#suspects .suspect")
+            cells.nth(0).get_by_role("button", name="Make it digit 1").click()
+            expect(cells.nth(0)).to_contain_text("digit 0 becomes digit 1")
+            expect(cells.nth(0).get_by_role("button", name="Undo")).to_be_focused()
+            cells.nth(1).get_by_role("button", name="Remove").click()
+            expect(page.locator("#waiting")).to_contain_text("2 changes")
+            cells.nth(1).get_by_role("button", name="Undo").click()
+            expect(page.locator("#waiting")).to_contain_text("1 change of digits waits")
+            cells.nth(1).get_by_role("button", name="Keep").click()
+            expect(cells.nth(1)).to_contain_text("kept: it is digit 0")
+            cells.nth(2).get_by_text("Another label").click()
+            cells.nth(2).get_by_label("Another label").fill("nought")
+            cells.nth(2).get_by_role("button", name="Give").click()
+            expect(page.locator("#waiting")).to_contain_text("2 changes")
+            assert page.evaluate("window.still")
+            page.reload()
+            expect(page.locator("#kept-suspects")).to_contain_text("1 image kept")
+            page.set_viewport_size({"width": 360, "height": 740})
+            assert page.evaluate("document.documentElement.scrollWidth") <= 360
+            assert complaints == []
+            browser.close()
     finally:
         server.shutdown()
         thread.join()
