@@ -1,4 +1,4 @@
-"""`darkroom dataset`: import, scrape, list, show."""
+"""`darkroom dataset`: import, scrape, list, show; edit, edits, freeze."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from cli.client import Client
 from cli.follow import tell
 from cli.options import Checked, checked, json_option, spec_options, wait_option
 from cli.pack import existing, upload
-from shared.specs import Name, ScrapeSpec
+from shared.specs import ModelRef, Name, ScrapeSpec
 
 NAME = Checked("name", Name)
 
@@ -86,3 +86,61 @@ def show_(client: Client, name: str, version: int | None, as_json: bool) -> None
     )
     show.counts("class", found["classes"])
     show.counts("dropped", found["dropped"])
+
+
+@dataset.command("edit")
+@click.argument("name", type=NAME)
+@click.argument("sha256")
+@click.option("--relabel", metavar="LABEL", help="the right label, one of the classes or a new one")
+@click.option("--remove", is_flag=True, help="the image does not belong in the dataset")
+@click.option("--keep", is_flag=True, help="its label is right: no model suspects it any more")
+@click.option("--undo", is_flag=True, help="take back what was decided about the image")
+@click.option("--why", default="", help="kept with the decision")
+@json_option
+@click.pass_obj
+def edit(
+    client: Client, name: str, sha256: str, relabel: str | None, remove: bool, keep: bool, undo: bool, why: str, as_json: bool
+) -> None:
+    """Decide about an image, which `dataset freeze` then makes part of a version."""
+    if (relabel is not None) + remove + keep + undo != 1:
+        raise click.UsageError("Say one of --relabel LABEL, --remove, --keep and --undo.")
+    if undo:
+        client.delete("datasets", name, "edits", sha256)
+        found: dict[str, Any] = {"sha256": sha256, "action": "undo"}
+    else:
+        said = {"action": "relabel", "label": relabel} if relabel is not None else {"action": "remove" if remove else "keep"}
+        found = client.post("datasets", name, "edits", sha256=sha256, why=why, **said)
+    if as_json:
+        show.as_json(found)
+    else:
+        show.facts([(key, found.get(key)) for key in ("sha256", "action", "before", "label", "why") if found.get(key)])
+
+
+@dataset.command("edits")
+@click.argument("name", type=NAME)
+@json_option
+@click.pass_obj
+def edits(client: Client, name: str, as_json: bool) -> None:
+    """What the next version would change."""
+    found: list[dict[str, Any]] = []
+    start: int | None = 0
+    while start is not None:
+        page = client.get("datasets", name, "edits", start=start, limit=1000)
+        found, start = found + page["edits"], page["next"]
+    if as_json:
+        show.as_json(found)
+        return
+    rows = [(e["sha256"], e["action"], e["before"], e["label"] or "", e["why"], show.ago(e["at"])) for e in found]
+    show.table(("sha256", "action", "is", "becomes", "why", "decided"), rows)
+
+
+@dataset.command("freeze")
+@click.argument("name", type=NAME)
+@click.option("--model", type=Checked("model", ModelRef), help="the model that gave cause, to be trained again afterwards")
+@wait_option
+@json_option
+@click.pass_obj
+def freeze(client: Client, name: str, model: str | None, wait: bool, as_json: bool) -> None:
+    """Make the next version, with what was decided."""
+    spec = checked("import", {"dataset": name, "source": {"kind": "edits", "model": model}})
+    tell(client, client.submit("datasets", name, "import", spec=spec), wait, as_json)

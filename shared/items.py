@@ -35,7 +35,7 @@ from shared.datasets import image_key
 from shared.errors import DarkroomError, Invalid, NotFound
 from shared.images import IMAGE_SUFFIXES, BadImage, read_bounded
 from shared.settings import Settings
-from shared.specs import DatasetSource, FailedSource, FolderSource, ListSource, ReviewSource, UploadSource, UrlsSource
+from shared.specs import DatasetSource, EditsSource, FailedSource, FolderSource, ListSource, ReviewSource, UploadSource, UrlsSource
 from shared.storage import Storage
 
 ITEMS = pa.schema([("item_id", pa.int64()), ("uri", pa.string()), ("locator", pa.string())])
@@ -46,7 +46,7 @@ DAMAGED = (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError,
 _JUNK = {"__macosx", ".ds_store", "thumbs.db", "desktop.ini"}
 
 Item = tuple[str, str, str]  # uri, locator, cursor
-Source = FolderSource | UploadSource | UrlsSource | ListSource | DatasetSource | FailedSource | ReviewSource
+Source = FolderSource | UploadSource | UrlsSource | ListSource | DatasetSource | FailedSource | ReviewSource | EditsSource
 
 
 def upload_key(upload_id: str) -> str:
@@ -112,8 +112,8 @@ def walk(source: Source, storage: Storage, settings: Settings, after: str = "") 
             yield from _walk_dataset(source, storage, after)
         case FailedSource():
             yield from _walk_failed(source, storage, after)
-        case ReviewSource():
-            raise Invalid("What was reviewed is imported as a dataset; it is no source of a batch.", field="source")
+        case ReviewSource() | EditsSource():
+            raise Invalid("What a person decided is imported as a dataset; it is no source of a batch.", field="source")
 
 
 def check_place(path: str, settings: Settings) -> str:

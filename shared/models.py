@@ -72,7 +72,9 @@ def report(storage: Storage, name: str, version: int) -> dict[str, Any]:
     Keys: classes (list), confusion (rows are actual, columns predicted, counts), per_class (list of {label, precision,
     recall, f1, support}), top_losses (list of {sha256, ext, actual, predicted, probability, loss}), most_confused
     (list of {actual, predicted, count}), error_rate, interval ([low, high], 95 %), epochs (rows), loss (points [batch, loss]),
-    calibration and threshold (`worker.training.report` tells what is in them), lr_curve ([rate, loss], empty unless rates were tried), mistakes (list of {sha256, ext, actual, predicted, probability}).
+    calibration and threshold (`worker.training.report` tells what is in them), lr_curve ([rate, loss], empty unless rates were tried), mistakes (list of {sha256, ext, actual, predicted, probability}),
+    suspects (list of {sha256, ext, actual, suggested, probability, given (the probability of the actual label)}, images whose label is probably wrong, the
+    worst first, at most 200; missing for models from before they were looked for).
     """
     check(Name, name)
     return storage.read_json(key(name, version, "report.json"))  # type: ignore[no-any-return]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
-from shared import datasets, models, review
+from shared import datasets, edits, models, review
 from shared.errors import Conflict, Invalid, Unavailable, Unwritable
 from shared.items import Source, check_place
 from shared.items import check as check_source
@@ -19,6 +19,7 @@ from shared.specs import (
     AnySpec,
     ClassifySpec,
     DatasetSource,
+    EditsSource,
     FailedSource,
     FolderSource,
     ImportSpec,
@@ -81,7 +82,10 @@ def settle(desk: Desk, spec: AnySpec) -> AnySpec:
             _check_int8(models.info(storage, name, version))
         return spec.model_copy(update={"model": f"{name}/v{version}", "source": _settle_source(desk, spec.source)})
     if isinstance(spec, ImportSpec):
-        return spec.model_copy(update={"source": _settle_source(desk, spec.source), "then": spec.then and _settle_then(storage, spec.then)})
+        source = (
+            _settle_edits(storage, spec.dataset, spec.source) if isinstance(spec.source, EditsSource) else _settle_source(desk, spec.source)
+        )
+        return spec.model_copy(update={"source": source, "then": spec.then and _settle_then(storage, spec.then)})
     if isinstance(spec, LookSpec):
         return spec.model_copy(update={"version": datasets.info(storage, spec.dataset, spec.version)["version"]})
     if isinstance(spec, TrainSpec):
@@ -109,6 +113,16 @@ def _settle_then(storage: Storage, ref: str) -> str:
     name, version = models.resolve(storage, ref)
     models.retraining(models.info(storage, name, version))
     return f"{name}/v{version}"
+
+
+def _settle_edits(storage: Storage, dataset: str, source: EditsSource) -> EditsSource:
+    """The source with the version of the model it names. Raises NotFound, and Conflict when nothing would change."""
+    if not edits.pending(storage, dataset):
+        raise Conflict(f"No change of {dataset} waits to be made; keep, relabel or remove some of its images first.")
+    if source.model is None:
+        return source
+    name, version = models.resolve(storage, source.model)
+    return EditsSource(model=f"{name}/v{version}")
 
 
 def _settle_source(desk: Desk, source: Source) -> Source:

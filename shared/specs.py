@@ -16,7 +16,8 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 MODEL_REF = re.compile(r"([a-z0-9][a-z0-9_-]{0,62})(?:/(?:v)?(\d{1,6})|@([a-z0-9][a-z0-9_-]{0,62}))?")
 UPLOAD_ID = r"^[0-9a-z]{10,40}$"
 JOB_ID = r"^[0-9a-v]{20}$"
-SOURCES = ("folder", "upload", "urls", "list", "dataset", "failed", "review")
+HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Unicode categories: control, bidirectional, invisible, half of a pair, ends of lines
+SOURCES = ("folder", "upload", "urls", "list", "dataset", "failed", "review", "edits")
 ARCHITECTURES = (
     "resnet18", "resnet34", "resnet50", "squeezenet1_0", "squeezenet1_1", "mobilenet_v3_small", "mobilenet_v3_large",
     "efficientnet_b0", "densenet121", "convnext_tiny",
@@ -37,7 +38,7 @@ def check_class_name(value: str) -> str:
         raise ValueError("a class name cannot be empty")
     if len(value) > 100:
         raise ValueError("a class name has at most 100 characters")
-    if any(unicodedata.category(c) in {"Cc", "Cf", "Cs", "Zl", "Zp"} for c in value):
+    if any(unicodedata.category(c) in HIDDEN for c in value):
         raise ValueError("a class name cannot hold control, bidirectional or invisible characters")
     return value
 
@@ -125,6 +126,13 @@ class ReviewSource(Spec):
     batch: str = Field(pattern=JOB_ID, description="id of the batch")
 
 
+class EditsSource(Spec):
+    """The dataset itself, with what people have decided about its images since its newest version was made."""
+
+    kind: Literal["edits"] = "edits"
+    model: ModelRef | None = Field(None, description="the model that gave cause, to be trained again afterwards")
+
+
 class UrlsSource(Spec):
     """Addresses of images."""
 
@@ -145,10 +153,10 @@ class UrlsSource(Spec):
 
 
 class ImportSpec(Spec):
-    """Make a dataset from a folder per class."""
+    """Make a dataset from a folder per class, or its next version from what was decided about it."""
 
     dataset: Name = Field(title="Name", description="name of the dataset; an existing one gets a new version")
-    source: Annotated[FolderSource | UploadSource | ReviewSource, Field(discriminator="kind")]
+    source: Annotated[FolderSource | UploadSource | ReviewSource | EditsSource, Field(discriminator="kind")]
     then: ModelRef | None = Field(
         None, title="Then retrain", description="model that is retrained on the version once it is there, with the spec that made it"
     )

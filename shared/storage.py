@@ -8,7 +8,8 @@ version, a model version or a batch exists if and only if its info file does. Ke
     uploads/<id>.zip                    what was uploaded as a zip, or by a form
     uploads/<id>.files.parquet          the names of files that were uploaded one by one, to uploads/blobs/<aa>/<sha256>
     uploads/<id>.list.parquet           an uploaded list of addresses and server paths
-    datasets/<name>/v0001/              manifest.parquet, info.json
+    datasets/<name>/v0001/              manifest.parquet, edits.json (if it was made of edits), info.json
+    datasets/<name>/edits/<id>.json     what a person decided about an image
     models/<name>/v0001/                model.safetensors, int8.xml, int8.bin, export.pkl, report.json, info.json
     batches/<job id>/                   items/<first>-<last>.parquet, shards/<first>-<last>.parquet, review/<item id>.json,
                                         results.csv, results.parquet, info.json

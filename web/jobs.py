@@ -171,4 +171,5 @@ def _made(job: Job) -> dict[str, str] | None:
     return {
         "title": f"{result['dataset']} v{result['version']}",
         "url": url_for("datasets.show", name=result["dataset"], version=result["version"]),
+        "retrain": orders.to_retrain(backend(), job),
     }

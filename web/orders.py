@@ -91,6 +91,17 @@ def _kept(backend: Backend, job: Job) -> str:
     return found
 
 
+def to_retrain(backend: Backend, job: Job) -> str:
+    """The model to train again on a version made of edits: the one that gave cause, else the newest on that dataset; empty where there is none."""
+    storage, source = backend.storage, job.spec.get("source", {})
+    if source.get("kind") != "edits":
+        return ""
+    there = [made for name in models.names(storage) for made in models.all_versions(storage, name)]
+    refs = {f"{made['model']}/v{made['version']}": made for made in there}
+    on_it = {ref: made["created"] for ref, made in refs.items() if made["dataset"]["name"] == job.spec["dataset"]}
+    return str(source["model"]) if source.get("model") in refs else max(on_it, key=on_it.__getitem__, default="")
+
+
 def retry(backend: Backend, job_id: str) -> Job:
     """Order again what a failed or cancelled job asked for: a new job. Raises NotFound, Conflict."""
     job = backend.store.get(job_id)
@@ -128,7 +139,7 @@ def describe(job: Job) -> str:
         case "scrape":
             return f"Scrape {spec['dataset']}"
         case _:
-            return f"Import {spec['dataset']}"
+            return f"{'Correct' if spec['source']['kind'] == 'edits' else 'Import'} {spec['dataset']}"
 
 
 def predict(backend: Backend, ref: str, image: bytes) -> dict[str, Any]:

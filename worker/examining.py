@@ -1,21 +1,23 @@
 """Looking at what is offered to a dataset: bytes become a manifest row, kept or dropped with a reason, and rows a version.
 
-Reasons are stable codes: empty, truncated, unreadable, unsupported, too_large, too_small, duplicate, no_class, and those of
+Reasons are stable codes: empty, truncated, unreadable, unsupported, too_large, too_small, duplicate, no_class, removed (by a person), and those of
 a fetch that failed (worker/scraping/fetch.py) or of an item that could not be read (shared/items.py).
 """
 
 import hashlib
+import json
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import imagehash
 
-from shared import datasets
-from shared.errors import DarkroomError, Invalid, NotFound
+from shared import datasets, edits
+from shared.edits import Edit
+from shared.errors import DarkroomError, Invalid
 from shared.images import BadImage, decode
 from shared.settings import Settings
 from shared.storage import Storage, version_name, versions
@@ -67,26 +69,27 @@ class Collection:
         self.parent: int | None = None
         self.kept: Counter[str] = Counter()  # by class, of what was offered now
         self.reasons: Counter[str] = Counter()
-        self._carried: list[dict[str, Any]] = []
-        self._row_of: dict[str, dict[str, Any]] = {}  # sha256 -> the row that keeps the picture
+        self._carried: dict[str, dict[str, Any]] = {}  # by sha256, the rows of the newest version
+        self._offered: dict[str, dict[str, Any]] = {}  # and those of `rows` that are kept
+        self._settled: set[str] = set()  # pictures of which this job has its own say, whatever another one publishes meanwhile
         self._latest: deque[dict[str, str]] = deque(maxlen=LATEST)
+        self._removed: set[str] = set()  # pictures that a person did not want here
         self._progress = progress
         self._told = 0.0
         self.carry()
 
     def carry(self) -> None:
-        """Take over the kept rows of the newest version, if it is newer than the one known; what is here already stays."""
-        try:
-            newest = datasets.latest(self.storage, self.name)
-        except NotFound:
-            return
-        if newest == self.parent:
-            return
-        self.parent = newest
-        for row in datasets.rows(self.storage, self.name, newest):
-            if row["sha256"] not in self._row_of:
-                self._row_of[row["sha256"]] = row
-                self._carried.append(row)
+        """Take over what versions newer than the one known have kept, relabelled and removed; what this job says of a picture stays."""
+        newer = [number for number in versions(self.storage, f"datasets/{self.name}") if number > (self.parent or 0)]
+        for number in newer if self.parent else newer[-1:]:
+            for row in datasets.rows(self.storage, self.name, number, status="dropped"):
+                if row["reason"] == "removed" and row["sha256"] not in self._settled:
+                    self._carried.pop(row["sha256"], None)
+            for row in datasets.rows(self.storage, self.name, number):
+                if row["sha256"] not in self._settled:
+                    self._carried[row["sha256"]] = row
+            self.parent = number
+        self._removed = edits.removed(self.storage, self.name)
 
     def add(self, origin: dict[str, Any], facts: dict[str, Any], corrects: bool = False) -> bool:
         """Append the row of what was offered: where it is from, and what `examine` or `dropped` found. Whether it was kept.
@@ -94,11 +97,12 @@ class Collection:
         `corrects`: a picture that is here already under another label gets this one, and keeps what else is known of it.
         """
         row = datasets.blank_row(**{**origin, "name": _printable(origin.get("name", ""))}, **facts)
-        known = None if row["reason"] else self._row_of.get(row["sha256"])
+        known = None if row["reason"] else self._offered.get(row["sha256"]) or self._carried.get(row["sha256"])
         if known and corrects and known["label"] != row["label"]:
-            known["label"] = row["label"]
-            self._count(known)
+            self._relabel(known, row["label"])
             return True
+        if not row["reason"] and not known and not corrects and row["sha256"] in self._removed:
+            row |= _removal(f"A person removed this image; `darkroom dataset edit {self.name} {row['sha256']} --undo` lets it in again.")
         if known:
             row["reason"] = "duplicate"
             row["detail"] = f"The same bytes are already kept in the class {known['label']!r}."
@@ -107,9 +111,31 @@ class Collection:
         if row["reason"]:
             self.reasons[row["reason"]] += 1
             return False
-        self._row_of[row["sha256"]] = row
+        self._offered[row["sha256"]] = row
+        self._settled.add(row["sha256"])
         self._count(row)
         return True
+
+    def change(self, changes: Iterable[Edit]) -> None:
+        """Relabel and remove pictures that are carried over; those that are not there any more are passed over.
+
+        Raises Invalid when two classes then differ by case alone.
+        """
+        for edit in changes:
+            known = self._carried.get(edit.sha256)
+            if known and edit.label:
+                self._relabel(known, edit.label)
+            elif known:
+                del self._carried[edit.sha256]
+                self._settled.add(edit.sha256)
+                self.rows.append({**known, "status": "dropped", **_removal(f"A person removed it from the class {known['label']!r}.")})
+                self.reasons["removed"] += 1
+        self.check_labels(())
+
+    def _relabel(self, known: dict[str, Any], label: str) -> None:
+        known["label"] = label
+        self._settled.add(known["sha256"])
+        self._count(known)
 
     def _count(self, row: dict[str, Any]) -> None:
         self.kept[row["label"]] += 1
@@ -118,7 +144,7 @@ class Collection:
     def check_labels(self, labels: Iterable[str]) -> None:
         """Raises Invalid when two classes, old or new, differ by case alone: on some disks they would be one folder."""
         seen: dict[str, str] = {}
-        for label in [*(row["label"] for row in self._carried), *labels]:
+        for label in [*(row["label"] for row in self._carried.values()), *labels]:
             other = seen.setdefault(label.casefold(), label)
             if other != label:
                 raise Invalid(f"The classes {other!r} and {label!r} differ by upper and lower case alone; give them one name.")
@@ -136,17 +162,24 @@ class Collection:
         numbers = {"kept": self.kept.total(), "dropped": self.reasons.total(), "reasons": dict(self.reasons.most_common())}
         self._progress.update(phase=phase, done=done, total=total, **numbers, **fields)
 
-    def publish(self, job: str, source: dict[str, Any], labels: Iterable[str] = (), remarks: Iterable[str] = ()) -> dict[str, Any]:
+    def publish(
+        self,
+        job: str,
+        source: dict[str, Any],
+        labels: Iterable[str] = (),
+        remarks: Iterable[str] = (),
+        entries: Sequence[Edit] = (),
+    ) -> dict[str, Any]:
         """Make the rows the next version of the dataset; returns the job's result: dataset, version, images, dropped.
 
         An existing dataset is added to: the version holds the kept rows of the newest version (`info["parent"]`, else None)
         and what was offered now. `labels`: classes that were asked for, whether anything was found or not; `remarks`:
-        sentences that explain what is missing. Raises DarkroomError, with nothing published, when fewer than two classes
+        sentences that explain what is missing; `entries`: the edits that the version includes. Raises DarkroomError, with nothing published, when fewer than two classes
         have images or a class has fewer than two.
         """
         self._progress.update(phase="publishing")
         self.carry()  # another job may have published meanwhile
-        rows = self._carried + self.rows
+        rows = [*self._carried.values(), *self.rows]
         _check_enough(rows, labels, remarks)
         info = {
             "dataset": self.name,
@@ -154,10 +187,13 @@ class Collection:
             "job": job,
             "parent": self.parent,
             "source": source,
+            "edits": dict(Counter(edit.action for edit in edits.changes_of(entries))),
             **datasets.summary(rows),
         }
         with tempfile.TemporaryDirectory(prefix="darkroom-dataset-") as folder:
             (Path(folder) / "manifest.parquet").write_bytes(datasets.manifest_bytes(rows))
+            if entries:
+                (Path(folder) / "edits.json").write_text(json.dumps(edits.as_json(entries), ensure_ascii=False), encoding="utf-8")
             version = self.storage.publish_version(f"datasets/{self.name}", Path(folder), info)
         return _result(self.name, version, info)
 
@@ -169,6 +205,10 @@ def published(storage: Storage, name: str, job: str) -> dict[str, Any] | None:
         if info.get("job") == job:
             return _result(name, number, info)
     return None
+
+
+def _removal(detail: str) -> dict[str, str]:
+    return {"reason": "removed", "detail": detail}
 
 
 def _result(name: str, version: int, info: dict[str, Any]) -> dict[str, Any]:

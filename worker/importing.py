@@ -1,4 +1,4 @@
-"""Making a dataset from a folder per class, on the server or uploaded, or from what a person decided about a batch."""
+"""Making a dataset from a folder per class, on the server or uploaded, or from what a person decided about a batch or about its own images."""
 
 import os
 from collections import deque
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-from shared import review
-from shared.errors import Invalid
+from shared import edits, review
+from shared.errors import DarkroomError, Invalid
 from shared.images import BadImage
 from shared.items import ItemReader, walk
 from shared.settings import Settings
-from shared.specs import ImportSpec, ReviewSource, check_class_name
+from shared.specs import EditsSource, ImportSpec, ReviewSource, check_class_name
 from shared.storage import Storage
 from worker.examining import Collection, dropped, examine, published
 from worker.progress import Progress
@@ -33,6 +33,8 @@ def import_dataset(spec: ImportSpec, job: str, storage: Storage, settings: Setti
     if done := published(storage, spec.dataset, job):
         return done
     progress.update(phase="listing")
+    if isinstance(spec.source, EditsSource):
+        return _edited(spec, job, storage, progress)
     reviewed = isinstance(spec.source, ReviewSource)
     items = _decided(spec.source.batch, storage, progress) if reviewed else label_items(_listed(spec, storage, settings, progress))
     collection = Collection(storage, spec.dataset, progress)
@@ -109,6 +111,18 @@ def _decided(batch: str, storage: Storage, progress: Progress) -> list[Item]:
     if not found:
         raise Invalid(f"Nobody has reviewed a row of the batch {batch} yet.", field="source")
     return [item for _, item in sorted(found, key=lambda pair: pair[0])]
+
+
+def _edited(spec: ImportSpec, job: str, storage: Storage, progress: Progress) -> dict[str, Any]:
+    """The newest version with the edits that no version includes yet. Raises DarkroomError, with nothing published, when none changes anything."""
+    collection = Collection(storage, spec.dataset, progress)
+    entries = edits.unmade(storage, spec.dataset)
+    changes = edits.changes_of(entries)
+    if not changes:
+        raise DarkroomError(f"No change of {spec.dataset} waits any more; perhaps another job has made the version meanwhile.")
+    collection.change(changes)
+    collection.tell("importing", len(changes), len(changes))
+    return collection.publish(job, spec.source.model_dump(), entries=entries)
 
 
 def _examined(items: list[Item], storage: Storage, settings: Settings) -> Iterator[tuple[Item, dict[str, Any]]]:

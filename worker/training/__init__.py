@@ -1,7 +1,8 @@
 """Training: a dataset version and a TrainSpec in, a model version out.
 
 `pictures.py` makes local files of the images, `recipe.py` builds fastai's learner, `weights.py` finds the ImageNet
-weights, `live.py` tells how far it is, `checkpoints.py` keeps each epoch, `report.py` looks at what came out, `precisions.py` makes the 8-bit form and
+weights, `live.py` tells how far it is, `checkpoints.py` keeps each epoch, `report.py` looks at what came out, `suspects.py` at labels
+that may be wrong, `precisions.py` makes the 8-bit form and
 measures the quicker ones. Nothing is published before all of it exists.
 """
 
@@ -34,6 +35,7 @@ from worker.training.pictures import Sample, samples_of
 from worker.training.precisions import measured
 from worker.training.recipe import build_learner, find_rate, fit, mixes, normalisation
 from worker.training.report import Rows, evaluate, report_of
+from worker.training.suspects import suspects_of
 from worker.training.weights import Origin, class_remarks, origin_of, weights_file
 
 READER_DEATHS = 2  # after which more of them say that the machine cannot do it
@@ -112,8 +114,9 @@ def _fit(
     if spec.keep_best and standing.best < len(standing.rows):
         learner.model.load_state_dict(keep.best)
     learner.loss_func = CrossEntropyLossFlat()  # the loss of an image is the same whatever the training smoothed and weighted
-    rows = evaluate(learner, [s for s in samples if s.valid], progress)
+    rows, probabilities = evaluate(learner, [s for s in samples if s.valid], progress)
     report = {**report_of(list(learner.dls.vocab), rows), **live.history(), "lr_curve": standing.lr_curve}
+    report["suspects"] = suspects_of(report["classes"], rows, probabilities)
     report["best_epoch"] = standing.best if spec.keep_best else len(standing.rows)
     training = [s for s in samples if not s.valid]
     made = {

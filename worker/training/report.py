@@ -22,8 +22,8 @@ PRECISION = 0.95  # that the suggested threshold is to reach
 Rows = list[dict[str, Any]]
 
 
-def evaluate(learner: Learner, valid: list[Sample], progress: Progress) -> Rows:
-    """What the learner says of each validation image: rows of sha256, ext, actual, predicted, probability, loss.
+def evaluate(learner: Learner, valid: list[Sample], progress: Progress) -> tuple[Rows, torch.Tensor]:
+    """What the learner says of each validation image: rows of sha256, ext, actual, predicted, probability, loss; and all probabilities, (N, C).
 
     Raises Cancelled, and DarkroomError for probabilities that are no numbers.
     """
@@ -34,10 +34,11 @@ def evaluate(learner: Learner, valid: list[Sample], progress: Progress) -> Rows:
     classes = list(learner.dls.vocab)
     best, predicted = probabilities.max(dim=1)
     columns = zip(valid, targets.tolist(), predicted.tolist(), best.tolist(), losses.tolist(), strict=True)
-    return [
+    rows = [
         {"sha256": s.sha256, "ext": s.ext, "actual": classes[t], "predicted": classes[p], "probability": b, "loss": loss}
         for s, t, p, b, loss in columns
     ]
+    return rows, probabilities
 
 
 def report_of(classes: list[str], rows: Rows) -> dict[str, Any]:
