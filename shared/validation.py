@@ -30,17 +30,21 @@ def read(storage: Storage, name: str, version: int) -> pa.Table:
         raise NotFound(f"{name}/v{version} was trained before predictions were kept with a model; train it again.") from None
 
 
+def of(said: pa.Table, column: str, value: str) -> pa.Table:
+    """The rows that have a value: a class in `actual` or `predicted`, an image in `sha256`."""
+    return said.filter(pc.equal(said[column], value))
+
+
 def cell(said: pa.Table, actual: str | None = None, predicted: str | None = None) -> pa.Table:
     """The rows of a cell of the confusion matrix: mistakes, the surest first, or on its diagonal the right ones, the least sure first.
 
     None stands for any class, and leaves the diagonal out.
     """
     right = actual is not None and actual == predicted
-    wanted = _right(said) if right else pc.invert(_right(said))
+    said = said.filter(_right(said) if right else pc.invert(_right(said)))
     for column, label in (("actual", actual), ("predicted", predicted)):
-        if label is not None:
-            wanted = pc.and_(wanted, pc.equal(said[column], label))
-    return said.filter(wanted).sort_by([("probability", "ascending" if right else "descending"), ("sha256", "ascending")])
+        said = said if label is None else of(said, column, label)
+    return said.sort_by([("probability", "ascending" if right else "descending"), ("sha256", "ascending")])
 
 
 def extremes(said: pa.Table, label: str, most: int) -> tuple[list[Row], list[Row]]:
@@ -48,15 +52,9 @@ def extremes(said: pa.Table, label: str, most: int) -> tuple[list[Row], list[Row
 
     Of a class with fewer than twice as many images each list has half.
     """
-    rows = said.filter(pc.equal(said["actual"], label)).sort_by([("loss", "ascending"), ("sha256", "ascending")]).to_pylist()
+    rows = of(said, "actual", label).sort_by([("loss", "ascending"), ("sha256", "ascending")]).to_pylist()
     most = min(most, (len(rows) + 1) // 2)
     return [row for row in rows if row["predicted"] == label][:most], rows[::-1][:most]
-
-
-def find(said: pa.Table, sha256: str) -> Row | None:
-    """The row of an image, None if it was not validated on."""
-    rows = said.filter(pc.equal(said["sha256"], sha256)).slice(0, 1).to_pylist()
-    return rows[0] if rows else None
 
 
 def calibration(said: pa.Table) -> dict[str, Any]:

@@ -73,7 +73,10 @@ def test_a_temperature_stays_within_its_bounds_and_says_so():
 
 def test_few_images_and_few_mistakes_correct_nothing():
     logits, targets = drawn(2.0, images=FEWEST_IMAGES - 1)
-    assert fitted(logits, targets) == (1.0, "The probabilities are as training left them: 50 validation images are needed to correct how sure it is, and there are 49.")
+    assert fitted(logits, targets) == (
+        1.0,
+        "The probabilities are as training left them: 50 validation images are needed to correct how sure it is, and there are 49.",
+    )
     logits, _ = drawn(2.0, images=100)
     targets = logits.argmax(1)
     assert "5 mistakes on the validation images are needed to correct how sure it is, and there are 0." in fitted(logits, targets)[1]
@@ -99,7 +102,7 @@ def calibrated(tmp_path_factory):
     folder = tmp_path_factory.mktemp("calibrated")
     settings, storage = place(folder)
     rows = publish(storage, folder / "files", digits(per_class=50))
-    spec = SPEC | {"arch": "resnet18", "epochs": 5, "base_lr": 2e-3, "valid_pct": 0.5, "augment": "none"}
+    spec = SPEC | {"arch": "resnet18", "epochs": 4, "base_lr": 2e-3, "valid_pct": 0.5, "augment": "none"}
     train(TrainSpec(**spec), "job1", storage, settings, Progress(lambda _: None))
     return settings, storage, {row["sha256"]: row for row in rows}
 

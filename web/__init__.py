@@ -9,11 +9,22 @@ from flask import Flask, Response, abort, request
 from flask_wtf import CSRFProtect
 
 from shared.settings import Settings
+from web import api_models  # noqa: F401 - its routes are on the blueprint of web.api
 from web.api import blueprint as api
 from web.api import install as install_api
 from web.backend import Backend
 
-PAGES = ("pages", "datasets", "models", "batches", "review", "jobs", "workers", "images")  # a module a noun, each with its `blueprint`
+PAGES = (
+    "pages",
+    "datasets",
+    "models",
+    "reports",
+    "batches",
+    "review",
+    "jobs",
+    "workers",
+    "images",
+)  # a module a noun, each with its `blueprint`
 
 
 def create_app(settings: Settings) -> Flask:

@@ -30,7 +30,8 @@ def explain(ref: str, image: str, label: str, storage: Storage, settings: Settin
     """
     started = time.perf_counter()
     name, version = models.resolve(storage, ref)
-    info, network = _loaded([storage.local(models.key(name, version, file)) for file in engines.files("exact")][0].parent)
+    folders = [storage.local(models.key(name, version, file)).parent for file in engines.files("exact")]
+    info, network = _loaded(folders[0])
     classes, size = info["classes"], info["image_size"]
     if label and label not in classes:
         raise Invalid(f"The model {name}/v{version} has no class {label!r}.", field="class")

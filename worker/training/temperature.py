@@ -20,9 +20,15 @@ def fitted(logits: torch.Tensor, targets: torch.Tensor) -> tuple[float, str]:
     It is 1 where images or mistakes are too few to tell, and never beyond LOWEST and HIGHEST.
     """
     wrong = int((logits.argmax(dim=1) != targets).sum())
-    for have, least, what in ((len(targets), FEWEST_IMAGES, "validation images"), (wrong, FEWEST_MISTAKES, "mistakes on the validation images")):
+    for have, least, what in (
+        (len(targets), FEWEST_IMAGES, "validation images"),
+        (wrong, FEWEST_MISTAKES, "mistakes on the validation images"),
+    ):
         if have < least:
-            return 1.0, f"The probabilities are as training left them: {least} {what} are needed to correct how sure it is, and there are {have}."
+            return (
+                1.0,
+                f"The probabilities are as training left them: {least} {what} are needed to correct how sure it is, and there are {have}.",
+            )
     z = logits.double()
     of_targets = z.gather(1, targets[:, None]).mean()
 
@@ -37,7 +43,10 @@ def fitted(logits: torch.Tensor, targets: torch.Tensor) -> tuple[float, str]:
     found = round(1 / low, 4)
     if found in {LOWEST, HIGHEST}:
         which = "far surer" if found == HIGHEST else "far less sure"
-        return found, f"It is {which} than it is right, so that even the largest correction, by a temperature of {found:g}, does not make up for it."
+        return (
+            found,
+            f"It is {which} than it is right, so that even the largest correction, by a temperature of {found:g}, does not make up for it.",
+        )
     return found, ""
 
 
@@ -45,4 +54,4 @@ def fitted(logits: torch.Tensor, targets: torch.Tensor) -> tuple[float, str]:
 def fold(network: torch.nn.Module, temperature: float) -> None:
     """Divide a network's logits by a temperature, in its last layer."""
     for parameter in network.get_submodule(last_linear(network)).parameters():
-        parameter /= temperature
+        parameter.div_(temperature)
