@@ -47,9 +47,9 @@ def older(filled: SimpleNamespace) -> SimpleNamespace:
 def test_a_page_shows_the_cost_of_each_precision_and_of_the_one_asked_for(client: FlaskClient, filled: SimpleNamespace) -> None:
     trust = section(text_of(client), "trust")
     assert re.findall(r'scope="row">([\d.]+) %', trust) == ["90", "95", "98", "99"]
-    assert trust.count('75.0 %</td><td class="n">100.0 %</td><td class="n">25.0 %') == 4
+    assert trust.count('75.0 %</td><td class="n wide-only">100.0 %</td><td class="n">25.0 %') == 4
     asked = section(text_of(client, precision="80.5"), "trust")
-    assert '80.50 %</th> <td class="n">70.0 %</td><td class="n">87.5 %</td><td class="n">0.0 %' in asked
+    assert '80.50 %</th> <td class="n">70.0 %</td><td class="n wide-only">87.5 %</td><td class="n">0.0 %' in asked
     for odd in ("", "nan", "1e3", "-5", "0", "101", "x"):
         assert len(re.findall('scope="row"', section(text_of(client, precision=odd), "trust"))) == 4, odd
 
@@ -96,7 +96,7 @@ def test_every_cell_leads_to_its_images_a_page_of_them(
     assert html.unescape(cells[0]) == f"{PAGE}?actual=hat&predicted=hat"
     assert len(cells) == 3
     right = section(text_of(client, actual="hat", predicted="hat"), "images")
-    assert 'hat, and found to be <span class="quiet">4 images' in right
+    assert 'hat, rightly <span class="quiet">4 images' in right
     assert pictures(right) == [shas[0], shas[2], shas[4]]  # the least sure first
     assert pictures(section(text_of(client, actual="hat", predicted="hat", page=2), "images")) == [shas[6]]
     assert "There is no page 9" in text_of(client, actual="hat", predicted="hat", page=9)

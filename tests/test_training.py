@@ -185,6 +185,7 @@ def test_the_exact_network_looks_again_at_as_few_images_as_will_do():
     assert told(wrong, lead) == {"offered": True, "agreement": 1.0, "images": 1000, "close": 0.0, "twice": 0.0}
     wrong[:15] = True  # closer than 0.016
     assert told(wrong, lead) == {"offered": True, "agreement": 1.0, "images": 1000, "close": 0.02, "twice": 0.019}
+    assert told(wrong, lead / 4, temperature=4) == told(wrong, lead) | {"close": 0.005}
     wrong[500:505] = True  # far from close: a larger lead does not help
     assert told(wrong, lead) == {"offered": True, "agreement": 0.995, "images": 1000, "close": 0.02, "twice": 0.019}
     wrong[505:520] = True
