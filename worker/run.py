@@ -451,7 +451,7 @@ def keep_explaining(worker: Worker) -> None:
 class Explainer:
     """The child that shows where a model looks: started when somebody asks, ended when nobody has for `idle` seconds.
 
-    It needs torch, which takes seconds to import and hundreds of megabytes; the child that classifies does without, and is not held up.
+    It needs torch and fastai, some seconds and a gigabyte of memory; the child that classifies does without, and is not held up.
     """
 
     worker: Worker
