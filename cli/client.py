@@ -74,6 +74,12 @@ class Client:
         headers = {"Content-Type": "application/octet-stream"}
         return self._json(self._send("POST", ("predict",), params={"model": model}, content=image, headers=headers))  # type: ignore[no-any-return]
 
+    def look(self, model: str, version: int, image: bytes, label: str | None) -> dict[str, Any]:
+        """Where a model version looks in one image, for a class or for the one it predicts."""
+        path = ("models", model, "versions", version, "look")
+        headers = {"Content-Type": "application/octet-stream"}
+        return self._json(self._send("POST", path, params=_given({"class": label}), content=image, headers=headers))  # type: ignore[no-any-return]
+
     def download(self, target: Path, *path: str | int) -> None:
         """Save an answer as the file `target`, whole or not at all."""
         part = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")

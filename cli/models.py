@@ -1,5 +1,6 @@
-"""`darkroom train` and `darkroom model`: list, show."""
+"""`darkroom train` and `darkroom model`: list, show, promote, rollback, compare, threshold, look, delete."""
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -9,9 +10,12 @@ from cli.client import Client
 from cli.datasets import NAME
 from cli.follow import tell
 from cli.options import Checked, checked, json_option, spec_options, wait_option
+from shared import heat
+from shared.errors import DarkroomError
 from shared.specs import ModelRef, TrainSpec, parse_model_ref
 
 MODEL = Checked("name[/vN]", ModelRef)
+SIDE = 896  # pixels of a picture with a heat map, at most
 
 
 @click.command("train")
@@ -133,6 +137,59 @@ def retrain(client: Client, name: str, wait: bool, as_json: bool, **changes: Any
     changed = {field: value for field, value in changes.items() if value is not None}
     spec = checked("train", retraining(_version(client, name), **changed))
     tell(client, client.submit("trainings", spec=spec), wait, as_json)
+
+
+@model.command("threshold")
+@click.argument("name", type=MODEL, metavar="NAME[/vN]")
+@click.option("--precision", type=click.FloatRange(0, 1), default=0.95, show_default=True, help="how often labels are to be right, 0 to 1")
+@json_option
+@click.pass_obj
+def threshold(client: Client, name: str, precision: float, as_json: bool) -> None:
+    """From which probability on labels are right as often as wanted, and how many images that leaves to review."""
+    found = _version(client, name)
+    told = client.get("models", found["model"], "versions", found["version"], "threshold", precision=precision)
+    if as_json:
+        show.as_json(told)
+        return
+    if told["threshold"] is None:
+        click.echo(f"There is no probability from which {precision:.2%} of its labels are right: every image needs a look.")
+        return
+    show.facts(
+        [
+            ("review below", f"{told['threshold']['probability']:.4f}"),
+            ("right from there", show.rate(told["threshold"]["precision"])),
+            ("left to review", show.rate(told["threshold"]["review"])),
+        ]
+    )
+
+
+@model.command("look")
+@click.argument("name", type=MODEL, metavar="NAME[/vN]")
+@click.argument("image", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--class", "label", help="look for what speaks for this class; without it for the one that is predicted")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="save the picture with the heat map on it, as PNG")
+@json_option
+@click.pass_obj
+def look(client: Client, name: str, image: Path, label: str | None, out: Path | None, as_json: bool) -> None:
+    """Show where a model looks in one picture (Grad-CAM)."""
+    found = _version(client, name)
+    try:
+        data = image.read_bytes()
+        told = client.look(found["model"], found["version"], data, label)
+        if out:
+            out.write_bytes(heat.overlay(data, told["heat"], told["seen"], SIDE, "PNG"))
+    except OSError as error:
+        raise DarkroomError(f"{error.filename} cannot be opened: {error.strerror or error}.") from error
+    if as_json:
+        show.as_json(told)
+        return
+    show.facts(
+        [
+            ("label", f"{told['label']}, {told['probability']:.1%}"),
+            ("looked for", f"{told['class']}, {told['probabilities'][told['class']]:.1%}"),
+            ("picture", out),
+        ]
+    )
 
 
 @model.command("delete")

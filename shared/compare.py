@@ -4,10 +4,8 @@ import math
 from collections import Counter, defaultdict
 from typing import Any
 
-import pyarrow.parquet as pq
-
-from shared import models
-from shared.errors import Invalid, NotFound
+from shared import validation
+from shared.errors import Invalid
 from shared.storage import Storage
 
 Z = 1.959964  # normal quantile of 97.5 %
@@ -23,7 +21,7 @@ def compare(storage: Storage, old: tuple[str, int], new: tuple[str, int]) -> dic
     one, or `even`: the difference may be chance); classes (rows of label, images, and
     recall of each). The labels are those of the new one's dataset; `relabelled` counts images whose label was another before.
     """
-    rows = [_validation(storage, *ref) for ref in (old, new)]
+    rows = [{row["sha256"]: row for row in validation.read(storage, *ref).to_pylist()} for ref in (old, new)]
     common = [sha256 for sha256 in rows[1] if sha256 in rows[0]]
     if not common:
         raise Invalid("The two models were validated on no image in common, so they cannot be compared.", field="with")
@@ -63,16 +61,6 @@ def compare(storage: Storage, old: tuple[str, int], new: tuple[str, int]) -> dic
         "verdict": "even" if chance > CHANCE else "better" if better else "worse",
         "classes": [{"label": c, "images": n, "recall": [r / n for r in right[c]]} for c, n in sorted(support.items())],
     }
-
-
-def _validation(storage: Storage, name: str, version: int) -> dict[str, dict[str, Any]]:
-    """The validation images of a model version by SHA-256."""
-    models.info(storage, name, version)
-    try:
-        with storage.open(models.key(name, version, "validation.parquet")) as f:
-            return {row["sha256"]: row for row in pq.read_table(f).to_pylist()}
-    except NotFound:
-        raise NotFound(f"{name}/v{version} was trained before predictions were kept with a model; train it again to compare it.") from None
 
 
 def wilson(errors: int, images: int) -> tuple[float, float]:

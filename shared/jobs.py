@@ -22,6 +22,7 @@ Keys, all under `darkroom:` (times are milliseconds of Redis's own clock):
 | `idem:<key>`              | string | job id that an Idempotency-Key made                                                | a day        |
 | `worker:<name>`           | string | JSON of a live worker                                                              | 30 s         |
 | `questions`               | list   | ids of single images to label at once                                              | a minute     |
+| `questions:explain`       | list   | ids of single images of which is asked where a model looks                         | a minute     |
 | `predict:<id>`, `:reply`  | string, list | such an image with its model, and the answer                                 | a minute     |
 | `sweeper`                 | string | lock of the sweeper                                                                | 6 s          |
 """
@@ -47,6 +48,7 @@ from shared.storage import Storage
 
 PREFIX = "darkroom:"
 QUESTIONS = f"{PREFIX}questions"
+EXPLAIN = f"{PREFIX}questions:explain"
 ID = re.compile(r"[0-9a-v]{20}")
 SWEEPER_MS = 6000  # how long the sweeper's lock outlives a sweeper that died
 
@@ -426,21 +428,21 @@ class JobStore:
 
     # -- one image at once --------------------------------------------------------------------------------------------
 
-    def ask(self, question: dict[str, Any], image: bytes) -> str:
-        """Keep one image to label for a minute; returns the id of the question."""
+    def ask(self, question: dict[str, Any], image: bytes, line: str = QUESTIONS) -> str:
+        """Keep a question about one image in its line, QUESTIONS or EXPLAIN, for a minute; returns its id."""
         question_id = new_id()
         with reachable():
             pipe = self.redis.pipeline()
             pipe.set(f"{PREFIX}predict:{question_id}", json.dumps(question).encode() + b"\n" + image, ex=60)
-            pipe.rpush(QUESTIONS, question_id)
-            pipe.expire(QUESTIONS, 60)
+            pipe.rpush(line, question_id)
+            pipe.expire(line, 60)
             pipe.execute()
         return question_id
 
-    def next_question(self, timeout: float) -> tuple[str, dict[str, Any], bytes] | None:
+    def next_question(self, timeout: float, line: str = QUESTIONS) -> tuple[str, dict[str, Any], bytes] | None:
         """Wait at most `timeout` seconds for a question that somebody still waits for: its id, the question and the image."""
         with reachable():
-            taken = self.redis.blpop([QUESTIONS], timeout=timeout)
+            taken = self.redis.blpop([line], timeout=timeout)
             raw = self.redis.getdel(f"{PREFIX}predict:{taken[1].decode()}") if taken else None
         if raw is None:
             return None

@@ -2,7 +2,7 @@
 
 `models/<name>/v0001/` holds model.safetensors (the weights), int8.xml and int8.bin (the 8-bit form for processors, if it
 is good enough), export.pkl (for notebooks; offered for download, never loaded here), report.json, validation.parquet (a row a
-validation image: sha256, ext, actual, predicted, probability, loss) and, last, info.json. Aliases are in `aliases.py`.
+validation image, read by `validation.py`) and, last, info.json. Aliases are in `aliases.py`.
 """
 
 import time
@@ -54,7 +54,8 @@ def info(storage: Storage, name: str, version: int) -> dict[str, Any]:
 
     Keys: model, version, created (seconds since 1970), job, arch, classes (list, in the order of the outputs), image_size, resize (how an image becomes a square),
     spec (the TrainSpec), dataset ({name, version, hash, images}), parent, error_rate, valid_images, train_images,
-    train_seconds, epochs (rows), best_epoch (whose weights these are, from 1), base_lr, batch_size, mixed_precision, remarks (sentences), device, libraries ({name: version}), int8 ({offered, agreement: share of validation images with
+    train_seconds, epochs (rows), best_epoch (whose weights these are, from 1), temperature (that the last layer was divided by; missing for
+    models from before there was one), base_lr, batch_size, mixed_precision, remarks (sentences), device, libraries ({name: version}), int8 ({offered, agreement: share of validation images with
     the exact network's label, images; if offered close: lead of the best class over the second, nats, below which the exact network
     looks again, twice: share of images it looks at} or {offered: False, why}; missing for models from before there was one), fast
     (the same of 16 bits; missing where the machine that trained has none).
@@ -72,7 +73,8 @@ def report(storage: Storage, name: str, version: int) -> dict[str, Any]:
     Keys: classes (list), confusion (rows are actual, columns predicted, counts), per_class (list of {label, precision,
     recall, f1, support}), top_losses (list of {sha256, ext, actual, predicted, probability, loss}), most_confused
     (list of {actual, predicted, count}), error_rate, interval ([low, high], 95 %), epochs (rows), loss (points [batch, loss]),
-    calibration and threshold (`worker.training.report` tells what is in them), lr_curve ([rate, loss], empty unless rates were tried), mistakes (list of {sha256, ext, actual, predicted, probability}),
+    calibration (`shared.validation` tells what is in it, as the model is; and temperature, why: a sentence if that is not the best one, before:
+    bins and error without it; older models have bins and error alone), threshold (for 95 %, as `shared.validation` tells), lr_curve ([rate, loss], empty unless rates were tried), mistakes (list of {sha256, ext, actual, predicted, probability}),
     suspects (list of {sha256, ext, actual, suggested, probability, given (the probability of the actual label)}, images whose label is probably wrong, the
     worst first, at most 200; missing for models from before they were looked for).
     """

@@ -12,7 +12,7 @@ from kombu.exceptions import OperationalError
 from kombu.utils.scheduling import priority_cycle
 
 from shared.errors import Unavailable
-from shared.jobs import QUESTIONS
+from shared.jobs import EXPLAIN, QUESTIONS
 
 UNIT_TASK = "darkroom.unit"
 QUEUES = ("predict", "classify", "train", "scrape")  # what a worker is started for
@@ -91,12 +91,12 @@ def send(app: Celery, name: str, job_id: str, unit: str) -> None:
 
 def lengths(client: Any) -> dict[str, int]:
     """How many messages and questions wait for each queue of QUEUES. `client`: a Redis client."""
-    names = [*LISTS[1:], QUESTIONS]
+    names = [*LISTS[1:], QUESTIONS, EXPLAIN]
     pipe = client.pipeline(transaction=False)
     for name in names:
         pipe.llen(name)
     found = dict(zip(names, pipe.execute(), strict=True))
     return {
-        queue: sum(int(n) for name, n in found.items() if (name.partition(".")[0] if name != QUESTIONS else "predict") == queue)
+        queue: sum(int(n) for name, n in found.items() if (name.partition(".")[0] if name in LISTS else "predict") == queue)
         for queue in QUEUES
     }

@@ -110,6 +110,16 @@ def test_from_a_zip_to_labels_and_to_a_retrain(page, zipped, digits):
     page.set_input_files("[name=image]", str(next((digits / "digit 0").glob("*.png"))))
     page.get_by_role("button", name="Classify it").click()
     expect(page.locator("#answer")).to_contain_text(re.compile(r"digit \d"), timeout=MINUTES)
+    page.get_by_role("button", name="Show where it looks").click()
+    expect(page.locator("#answer #heat img")).to_be_visible(timeout=MINUTES)
+
+    # where it looks in an image of the validation side, for the class it predicts and for another
+    page.goto("/models/scans/v/1")
+    page.locator("#classes .cell a").first.click()
+    expect(page.locator("#heat img")).to_be_visible(timeout=MINUTES)
+    page.get_by_label("For the class").select_option("digit 3")
+    expect(page.locator("#heat figcaption")).to_contain_text("speaks for digit 3", timeout=MINUTES)
+    wide_enough(page)
 
     # a batch of the same zip
     page.goto("/batches/new?model=scans/v1")

@@ -29,7 +29,7 @@ from cli.main import cli
 from cli.pack import upload
 from shared import datasets, results
 from shared.items import ItemReader, blob_key, walk
-from shared.jobs import Claim, Job, JobStore, State, new_id
+from shared.jobs import EXPLAIN, Claim, Job, JobStore, State, new_id
 from shared.settings import Settings
 from shared.specs import ListSource, TrainSpec, UploadSource
 from shared.storage import Storage
@@ -585,6 +585,38 @@ def test_one_picture_is_labelled_at_once(run: Run, backend: Backend, tmp_path: P
     assert json.loads(value.stdout)["label"] == "dog"
 
 
+def test_a_heat_map_is_saved_over_the_picture(run: Run, backend: Backend, tmp_path: Path) -> None:
+    make_model(backend.storage, tmp_path / "m")
+    picture, out = pictures(tmp_path, "x.png") / "x.png", tmp_path / "heat.png"
+    stop = threading.Event()
+
+    def answer() -> None:
+        backend.store.announce("tester", {"name": "tester", "queues": ["predict"]})
+        shares = {"label": "cat", "probability": 0.75, "probabilities": {"cat": 0.75, "[red]dog": 0.25}}
+        while not stop.is_set():
+            if asked := backend.store.next_question(0.1, EXPLAIN):
+                told = {"class": asked[1]["label"] or "cat", "heat": [[0.0, 1.0]], "seen": [0, 0, 1, 1]}
+                backend.store.answer(asked[0], shares | told)
+
+    thread = threading.Thread(target=answer)
+    thread.start()
+    while not backend.store.workers():
+        stop.wait(0.01)
+    shown = run("model", "look", "animals", picture, "--class", "[red]dog", "--out", out)
+    value = run("model", "look", "animals/v1", picture, "--json")
+    nowhere = run("model", "look", "animals", picture, "--out", tmp_path / "no" / "heat.png")
+    stop.set()
+    thread.join()
+    assert re.findall(r"label\s+cat, 75.0%\nlooked for\s+\[red\]dog, 25.0%\npicture\s+\S+heat.png", shown.stdout)
+    with Image.open(out) as saved:
+        assert (saved.format, saved.size) == ("PNG", (8, 8))
+        assert saved.getpixel((0, 4)) == (0, 128, 128)
+        assert saved.getpixel((7, 4))[0] > 100
+    assert json.loads(value.stdout)["class"] == "cat"
+    assert "has no class 'hat'" in run("model", "look", "animals", picture, "--class", "hat").stderr
+    assert (nowhere.exit_code, "cannot be opened" in nowhere.stderr) == (1, True)
+
+
 def test_predicting_without_a_worker_says_how_to_start_one(run: Run, backend: Backend, tmp_path: Path) -> None:
     make_model(backend.storage, tmp_path / "m")
     done = run("predict", "animals", pictures(tmp_path, "x.png") / "x.png")
@@ -634,6 +666,10 @@ def test_a_version_is_promoted_compared_rolled_back_and_deleted(run: Run, backen
     assert run("model", "rollback", "animals").stdout == "animals@production is v1 again.\n"
     assert json.loads(run("model", "show", "animals@production", "--json").stdout)["version"] == 1
     assert re.search(r"images in common\s+1\b", run("model", "compare", "animals/v2", "animals/v1").stdout)
+    assert re.search(
+        r"review below\s+1.0000\nright from there\s+100.0%", run("model", "threshold", "animals", "--precision", "0.99").stdout
+    )
+    assert json.loads(run("model", "threshold", "animals/v2", "--json").stdout)["wanted"] == 0.95
     assert "is production" in run("model", "delete", "animals/v1", "--yes").stderr
     assert run("model", "delete", "animals/v2", "--yes").stdout == "animals/v2 is deleted.\n"
 

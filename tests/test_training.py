@@ -40,7 +40,6 @@ from worker.training.live import Live, Watch
 from worker.training.pictures import Sample, is_plain, prepare, sample_of, samples_of
 from worker.training.precisions import told
 from worker.training.recipe import Bf16, Seeds, build_learner, find_rate, fit, loader_workers, loss_function, mixes, squares
-from worker.training.report import calibration, threshold
 from worker.training.weights import class_remarks, fetch_weights, origin_of, weights_file
 
 SPEC = {
@@ -186,6 +185,7 @@ def test_the_exact_network_looks_again_at_as_few_images_as_will_do():
     assert told(wrong, lead) == {"offered": True, "agreement": 1.0, "images": 1000, "close": 0.0, "twice": 0.0}
     wrong[:15] = True  # closer than 0.016
     assert told(wrong, lead) == {"offered": True, "agreement": 1.0, "images": 1000, "close": 0.02, "twice": 0.019}
+    assert told(wrong, lead / 4, temperature=4) == told(wrong, lead) | {"close": 0.005}
     wrong[500:505] = True  # far from close: a larger lead does not help
     assert told(wrong, lead) == {"offered": True, "agreement": 0.995, "images": 1000, "close": 0.02, "twice": 0.019}
     wrong[505:520] = True
@@ -763,26 +763,6 @@ def test_a_kept_image_that_cannot_be_opened_is_a_sentence_that_names_it(ready):
     storage.write(datasets.image_key(row["sha256"], row["ext"]), b"not a picture")
     with pytest.raises(DarkroomError, match=f"{row['sha256']}.png of the class 'digit 0'"):
         train(TrainSpec(**SPEC), "job1", storage, settings, Progress(lambda _: None))
-
-
-def said(probabilities, right):
-    """Rows of images that a model is so sure of, and is right about or not."""
-    return [{"probability": p, "actual": "a", "predicted": "a" if r else "b"} for p, r in zip(probabilities, right, strict=True)]
-
-
-def test_calibration_is_the_distance_of_what_was_said_from_what_is_right():
-    found = calibration(said([0.95, 0.95, 0.95, 0.95, 0.55, 1.0], [1, 1, 1, 0, 0, 1]))
-    assert [(b["low"], b["images"]) for b in found["bins"]] == [(0.5, 1), (0.9, 5)]
-    assert found["bins"][1]["right"] == 4 / 5
-    assert found["error"] == pytest.approx((5 * abs(0.96 - 0.8) + 0.55) / 6)
-
-
-def test_the_threshold_is_the_lowest_from_which_enough_labels_are_right():
-    assert threshold(said([0.9, 0.8, 0.7], [1, 1, 0])) == {"probability": 0.8, "precision": 1.0, "review": pytest.approx(1 / 3)}
-    assert threshold(said([0.9, 0.8], [0, 0])) is None
-    assert threshold(said([0.9, 0.9], [1, 0])) is None  # what is said of both is the same
-    twenty = threshold(said([1 - i / 100 for i in range(20)], [i != 3 for i in range(20)]))
-    assert (twenty["precision"], twenty["review"]) == (0.95, 0)
 
 
 def test_the_interval_is_wilsons():

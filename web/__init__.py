@@ -9,14 +9,13 @@ from flask import Flask, Response, abort, request
 from flask_wtf import CSRFProtect
 
 from shared.settings import Settings
-from web import api_datasets  # noqa: F401 - adds its routes to the blueprint of the API
 from web.api import blueprint as api
 from web.api import install as install_api
 from web.backend import Backend
 
 # a module a noun, each with its `blueprint`
-PAGES = ("pages", "datasets", "edits", "models", "batches", "review", "rules", "jobs", "workers", "images")
-API_PARTS = ("api_rules",)  # routes of the API beside those of web/api.py, on the same blueprint
+PAGES = ("pages", "datasets", "edits", "models", "reports", "batches", "review", "rules", "jobs", "workers", "images")
+API_PARTS = ("api_datasets", "api_models", "api_rules")  # routes of the API beside those of web/api.py, on the same blueprint
 
 
 def create_app(settings: Settings) -> Flask:

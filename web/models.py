@@ -12,7 +12,7 @@ from shared.compare import compare
 from shared.errors import DarkroomError, Invalid, NotFound, Unavailable
 from shared.images import read_bounded, thumbnail
 from shared.storage import Storage
-from web import charts, orders
+from web import charts, orders, reports
 from web.api import MODEL_FILES
 from web.backend import backend
 from web.forms import SpecForm
@@ -24,7 +24,7 @@ RARE = (
     "frozen_epochs", "base_lr", "find_lr", "batch_size", "resize", "augment", "min_scale", "mixup", "label_smoothing", "class_weights", "weight_decay",
     "patience", "keep_best", "mixed_precision", "valid_pct", "seed",
 )  # fmt: skip
-SHOWN = 96  # mistakes on one page
+SHOWN = 96  # images that flipped, on one page
 
 
 @blueprint.get("/models")
@@ -52,8 +52,6 @@ def show(name: str, version: int) -> str:
 def _view(name: str, version: int) -> dict[str, Any]:
     storage = backend().storage
     info, report = models.info(storage, name, version), models.report(storage, name, version)
-    actual, predicted = request.args.get("actual"), request.args.get("predicted")
-    found = [m for m in report["mistakes"] if actual in {None, m["actual"]} and predicted in {None, m["predicted"]}]
     pointed = aliases.pointed(storage, name)
     return {
         "info": info,
@@ -64,12 +62,8 @@ def _view(name: str, version: int) -> dict[str, Any]:
         "numbers": [v["version"] for v in models.all_versions(storage, name)],
         "heat": charts.heat_map(report["classes"], report["confusion"]),
         "per_class": [{**row, "bar": charts.bar(row["f1"])} for row in sorted(report["per_class"], key=lambda r: r["f1"])],
-        "mistakes": sorted(found, key=lambda m: -m["probability"])[:SHOWN] if actual or predicted else None,
-        "found": len(found),
-        "actual": actual,
-        "predicted": predicted,
         "files": [(f, storage.size(key)) for f in MODEL_FILES if storage.exists(key := models.key(name, version, f))],
-        "reliability": charts.reliability((report.get("calibration") or {}).get("bins", [])),
+        **reports.view(info, report),
         "lr_chart": charts.loss_by_rate(report.get("lr_curve") or [], info.get("base_lr") or 0),
         **training_charts(report.get("epochs") or info.get("epochs") or [], report.get("loss") or [], {}),
     }
@@ -99,14 +93,18 @@ def try_one(name: str, version: int) -> str | tuple[str, int]:
 
 
 def _ask(name: str, version: int) -> dict[str, Any]:
+    """The answer; with the picture and where the model looks in it if that was the button."""
     b = backend()
-    models.info(b.storage, name, version)
+    info = models.info(b.storage, name, version)
     file = request.files.get("image")
     if file is None or not file.filename:
         raise Invalid("Choose an image first.", field="image")
     image = read_bounded(file.stream, b.settings.max_image_bytes)
     seen = "data:image/webp;base64," + base64.b64encode(thumbnail(image, 224)).decode()
-    answer = orders.predict(b, f"{name}/v{version}", image)
+    if "look" in request.form:
+        answer = reports.heat_of(info, image, request.form.get("class", ""))
+    else:
+        answer = orders.predict(b, f"{name}/v{version}", image)
     ranked = sorted(answer["probabilities"].items(), key=lambda item: -item[1])[:20]
     return {**answer, "image": seen, "ranked": [(label, p, charts.bar(p)) for label, p in ranked]}
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from shared import models
 from shared.errors import Conflict, Invalid, Unavailable
-from shared.jobs import Job, State, keep_record
+from shared.jobs import EXPLAIN, QUESTIONS, Job, State, keep_record
 from shared.orders import enter, settle
 from shared.queue import list_of
 from shared.specs import ClassifySpec, ListSource, UrlsSource, parse
@@ -14,6 +14,7 @@ from web.backend import Backend
 from web.uploads import keep_addresses
 
 PREDICT_SECONDS = 30
+EXPLAIN_SECONDS = 50  # the first answer waits for a process that imports torch
 NOBODY_PREDICTS = "No worker answers single images at the moment. Start one with `darkroom worker --queues predict,classify`."
 
 
@@ -147,12 +148,26 @@ def predict(backend: Backend, ref: str, image: bytes) -> dict[str, Any]:
 
     Raises Unavailable when no worker takes such questions or none answers in time, Invalid when the image cannot be used.
     """
+    return _answered(backend, {"model": ref}, image, QUESTIONS, PREDICT_SECONDS)
+
+
+def explain(backend: Backend, info: dict[str, Any], image: bytes, label: str = "") -> dict[str, Any]:
+    """Where the model with this info looks in one image: what `predict` answers, and class, heat and seen (`worker/classifying/gradcam.py`).
+
+    `label`: the class to look for; none is the one it predicts. Raises as `predict` does, and Invalid for a class that it does not know.
+    """
+    ref = f"{info['model']}/v{info['version']}"
+    if label and label not in info["classes"]:
+        raise Invalid(f"The model {ref} has no class {label!r}.", field="class")
+    return _answered(backend, {"model": ref, "label": label}, image, EXPLAIN, EXPLAIN_SECONDS)
+
+
+def _answered(backend: Backend, question: dict[str, Any], image: bytes, line: str, seconds: float) -> dict[str, Any]:
     if not any("predict" in worker.get("queues", ()) for worker in backend.store.workers()):
         raise Unavailable(NOBODY_PREDICTS)
-    question = backend.store.ask({"model": ref}, image)
-    answer = backend.store.await_answer(question, PREDICT_SECONDS)
+    answer = backend.store.await_answer(backend.store.ask(question, image, line), seconds)
     if answer is None:
-        raise Unavailable(f"No worker answered within {PREDICT_SECONDS} seconds; they may be busy with a batch. {NOBODY_PREDICTS}")
+        raise Unavailable(f"No worker answered within {seconds} seconds; they may be busy with a batch. {NOBODY_PREDICTS}")
     if "error" in answer:
         raise Invalid(str(answer["error"]), field="image")
     return answer

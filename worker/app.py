@@ -24,7 +24,7 @@ from shared.queue import QUEUES, UNIT_TASK, lists_of, make_app, send
 from shared.settings import Settings
 from shared.storage import Storage
 from worker.child import die_with
-from worker.run import Worker, keep_answering, run_unit
+from worker.run import Worker, keep_answering, keep_explaining, run_unit
 from worker.sweeper import keep_rules, keep_sweeping
 
 
@@ -62,7 +62,8 @@ def _add_task(app: Celery, settings: Settings, queues: list[str], name: str) -> 
         lists = lists_of(queues)
         workers.append(Worker(settings, name, lists, store, Storage(settings.storage, settings.cache), partial(send, app)))
         if "predict" in queues:
-            threading.Thread(target=keep_answering, args=(workers[0],), daemon=True).start()
+            for keep in (keep_answering, keep_explaining):
+                threading.Thread(target=keep, args=(workers[0],), daemon=True).start()
         threading.Thread(target=keep_rules, args=(workers[0], name), daemon=True).start()
 
     @worker_process_shutdown.connect(weak=False)

@@ -218,6 +218,12 @@ def _predict(room: Room, progress: Progress, model: str, image: str) -> dict[str
     return predict(model, image, room.warm)
 
 
+def _explain(room: Room, progress: Progress, model: str, image: str, label: str) -> dict[str, Any]:
+    from worker.classifying.gradcam import explain
+
+    return explain(model, image, label, room.storage, room.settings)
+
+
 CALLS: dict[str, Callable[..., dict[str, Any]]] = {
     "dataset": _dataset,
     "train": _train,
@@ -227,6 +233,7 @@ CALLS: dict[str, Callable[..., dict[str, Any]]] = {
     "write_off": _write_off,
     "finish": _finish,
     "predict": _predict,
+    "explain": _explain,
 }
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import structlog
 
 from shared import models
 from shared.errors import Conflict, Invalid, NotFound, Unavailable, Unwritable
-from shared.jobs import Claim, Job, JobStore, State, keep_record
+from shared.jobs import EXPLAIN, Claim, Job, JobStore, State, keep_record
 from shared.orders import submit
 from shared.queue import list_of
 from shared.results import shard_name, shard_range
@@ -447,22 +447,70 @@ def keep_answering(worker: Worker) -> None:
             asked = worker.store.next_question(timeout=2)
             if asked:
                 question_id, question, image = asked
-                worker.store.answer(question_id, _look_at(worker, question["model"], image))
+                worker.store.answer(question_id, _ask(worker.warm_child, "predict", question, image))
         except Unavailable:
             time.sleep(worker.settings.heartbeat_seconds)
 
 
-def _look_at(worker: Worker, model: str, image: bytes, again: bool = True) -> dict[str, Any]:
+def keep_explaining(worker: Worker) -> None:
+    """Show where models look, for people who wait for the answer; for ever."""
+    explainer = Explainer(worker)
+    while True:
+        try:
+            explainer.turn()
+        except Unavailable:
+            time.sleep(worker.settings.heartbeat_seconds)
+
+
+@dataclass
+class Explainer:
+    """The child that shows where a model looks: started when somebody asks, ended when nobody has for `idle` seconds.
+
+    It needs torch and fastai, some seconds and a gigabyte of memory; the child that classifies does without, and is not held up.
+    """
+
+    worker: Worker
+    idle: float = 60
+    child: Child | None = None
+    last: float = 0.0
+
+    def turn(self, timeout: float = 2) -> None:
+        """Wait at most `timeout` seconds for a question and answer it. Raises Unavailable."""
+        try:
+            asked = self.worker.store.next_question(timeout, EXPLAIN)
+            if asked:
+                question_id, question, image = asked
+                answer = _ask(self._awake, "explain", question, image)
+                self.last = time.monotonic()
+                self.worker.store.answer(question_id, answer)
+        finally:
+            if time.monotonic() - self.last > self.idle:
+                self.end()
+
+    def end(self) -> None:
+        """End the child, if there is one."""
+        if self.child is not None:
+            self.child.kill()
+            self.child = None
+
+    def _awake(self) -> Child:
+        if self.child is None or not self.child.alive:
+            self.end()
+            self.child = Child(self.worker.settings)
+        return self.child
+
+
+def _ask(child: Callable[[], Child], call: str, question: dict[str, Any], image: bytes, again: bool = True) -> dict[str, Any]:
     """The answer for one image, or `error` with a sentence. A child that dies meanwhile may have died of something else."""
     end = time.monotonic() + PREDICT_SECONDS
     try:
-        for message in worker.warm_child().call("predict", {"model": model, "image": base64.b64encode(image).decode()}, 1):
+        for message in child().call(call, {**question, "image": base64.b64encode(image).decode()}, 1):
             if message is not None:
                 return _answer(message)
             if time.monotonic() > end:
                 break
     except ChildDied as death:
-        return _look_at(worker, model, image, again=False) if again else {"error": f"The process that looked at the image {death}."}
+        return _ask(child, call, question, image, again=False) if again else {"error": f"The process that looked at the image {death}."}
     return {"error": "The image took too long."}
 
 

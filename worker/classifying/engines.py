@@ -29,7 +29,7 @@ from shared.errors import DarkroomError
 from shared.specs import ARCHITECTURES
 
 CPU_BATCH = 32  # as fast as any larger one, and a question about a single image waits for no more than this
-CLOSE = 0.05  # nats: what a close call is with 16 bits where it was not measured when the model was trained
+CLOSE = 0.05  # nats before the temperature: what a close call is with 16 bits where it was not measured when the model was trained
 
 
 class OutOfMemory(Exception):
@@ -235,7 +235,7 @@ def _processor(path: Path, info: dict[str, Any], precision: str) -> Engine:
     if precision == "exact" or "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         return exact
     fast = _compiled(core, path, info, "openvino bf16", {"INFERENCE_PRECISION_HINT": "bf16"})
-    return replace(fast, close=info.get("fast", {}).get("close", CLOSE), judge=exact)
+    return replace(fast, close=info.get("fast", {}).get("close", CLOSE / info.get("temperature", 1.0)), judge=exact)
 
 
 def _compiled(core: Any, path: Path, info: dict[str, Any], name: str, config: dict[str, str]) -> Engine:

@@ -1,8 +1,8 @@
 """Training: a dataset version and a TrainSpec in, a model version out.
 
 `pictures.py` makes local files of the images, `recipe.py` builds fastai's learner, `weights.py` finds the ImageNet
-weights, `live.py` tells how far it is, `checkpoints.py` keeps each epoch, `report.py` looks at what came out, `suspects.py` at labels
-that may be wrong, `precisions.py` makes the 8-bit form and
+weights, `live.py` tells how far it is, `checkpoints.py` keeps each epoch, `report.py` looks at what came out, `temperature.py` corrects how sure it is,
+`suspects.py` finds labels that may be wrong, `precisions.py` makes the 8-bit form and
 measures the quicker ones. Nothing is published before all of it exists.
 """
 
@@ -114,8 +114,8 @@ def _fit(
     if spec.keep_best and standing.best < len(standing.rows):
         learner.model.load_state_dict(keep.best)
     learner.loss_func = CrossEntropyLossFlat()  # the loss of an image is the same whatever the training smoothed and weighted
-    rows, probabilities = evaluate(learner, [s for s in samples if s.valid], progress)
-    report = {**report_of(list(learner.dls.vocab), rows), **live.history(), "lr_curve": standing.lr_curve}
+    rows, probabilities, calibration = evaluate(learner, [s for s in samples if s.valid], progress)
+    report = {**report_of(list(learner.dls.vocab), rows, calibration), **live.history(), "lr_curve": standing.lr_curve}
     report["suspects"] = suspects_of(report["classes"], rows, probabilities)
     report["best_epoch"] = standing.best if spec.keep_best else len(standing.rows)
     training = [s for s in samples if not s.valid]
@@ -126,6 +126,7 @@ def _fit(
         "base_lr": base_lr,
         "batch_size": learner.dls.train.bs,
         "best_epoch": report["best_epoch"],
+        "temperature": calibration["temperature"],
         "remarks": [
             *([_halving(spec, batch_size)] if batch_size < spec.batch_size else _few(spec, len(training))),
             *(class_remarks(report["classes"], origin) if origin else []),

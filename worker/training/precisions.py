@@ -24,7 +24,8 @@ from worker.training.pictures import Sample
 log = structlog.get_logger()
 CALIBRATION = 300  # training images that the ranges of the activations are measured on
 JUDGED = 1000  # validation images, at most, that the agreement is measured on
-LEADS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2)  # of the best class over the second, nats, below which a call may be close
+# of the best class over the second, below which a call may be close, nats before the logits were divided by the model's temperature
+LEADS = (0.0, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2)
 MOST_TWICE = 0.05  # share of images looked at twice, from which it costs more than it is worth
 WANTED = 0.999  # share of equal labels for which the smallest lead is chosen: other images will differ a little more often
 ENOUGH = 0.99  # share of equal labels below which int8 is not offered
@@ -96,10 +97,10 @@ def _judged(
             found = engine(quick)
             wrong[name].append(found.argmax(axis=1) != labels)
             lead[name].append(engines.leads(found))
-    return {name: told(np.concatenate(wrong[name]), np.concatenate(lead[name])) for name in forms}
+    return {name: told(np.concatenate(wrong[name]), np.concatenate(lead[name]), info["temperature"]) for name in forms}
 
 
-def told(wrong: np.ndarray, lead: np.ndarray) -> dict[str, Any]:
+def told(wrong: np.ndarray, lead: np.ndarray, temperature: float = 1.0) -> dict[str, Any]:
     """What info.json says of a form, from (N,) bool, whether its label is another than the exact one, and (N,) its leads, nats.
 
     `{"offered": bool, "agreement": share of equal labels, "images": N, "close": lead, "twice": share of images looked at twice}`,
@@ -110,7 +111,8 @@ def told(wrong: np.ndarray, lead: np.ndarray) -> dict[str, Any]:
         agreement, twice = 1 - float((wrong & (lead >= close)).mean()), float((lead < close).mean())
         return {"agreement": round(agreement, 4), "close": close, "twice": round(twice, 4)}
 
-    affordable = [found for found in map(with_second_look, LEADS) if found["twice"] <= MOST_TWICE]
+    leads = [round(nats / temperature, 5) for nats in LEADS]
+    affordable = [found for found in map(with_second_look, leads) if found["twice"] <= MOST_TWICE]
     chosen = max(affordable, key=lambda found: (min(found["agreement"], WANTED), -found["close"]))
     return {"offered": chosen["agreement"] >= ENOUGH, "images": len(wrong), **chosen}
 

@@ -3,45 +3,56 @@
 from collections import Counter
 from typing import Any
 
+import pyarrow as pa
 import torch
 from fastai.learner import Learner
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+from shared import validation
 from shared.compare import wilson
 from shared.errors import DarkroomError
 from worker.progress import Progress
 from worker.training.live import Watch
 from worker.training.pictures import Sample
+from worker.training.temperature import fitted, fold
 
 TOP_LOSSES = 24
 MISTAKES = 500
 CONFUSED = 50
-BINS = 10  # of the reliability diagram
-PRECISION = 0.95  # that the suggested threshold is to reach
 
 Rows = list[dict[str, Any]]
 
 
-def evaluate(learner: Learner, valid: list[Sample], progress: Progress) -> tuple[Rows, torch.Tensor]:
-    """What the learner says of each validation image: rows of sha256, ext, actual, predicted, probability, loss; and all probabilities, (N, C).
+def evaluate(learner: Learner, valid: list[Sample], progress: Progress) -> tuple[Rows, torch.Tensor, dict[str, Any]]:
+    """Correct how sure a learner is, and say what it then says: rows of sha256, ext, actual, predicted, probability, loss; all probabilities, (N, C); and the calibration.
 
-    Raises Cancelled, and DarkroomError for probabilities that are no numbers.
+    The learner's last layer is changed, by the temperature that its validation images ask for. Raises Cancelled, and DarkroomError for
+    logits that are no numbers.
     """
     with learner.no_bar():
-        probabilities, targets, losses = learner.get_preds(ds_idx=1, with_loss=True, cbs=Watch(progress))
-    if not bool(torch.isfinite(probabilities).all()):
+        logits, targets = learner.get_preds(ds_idx=1, act=lambda logits: logits, cbs=Watch(progress))
+    if not bool(torch.isfinite(logits).all()):
         raise DarkroomError("The trained network answers with values that are no numbers. Choose a smaller learning rate.")
     classes = list(learner.dls.vocab)
-    best, predicted = probabilities.max(dim=1)
+    temperature, why = fitted(logits, targets)
+    fold(learner.model, temperature)
+    rows = _rows(classes, valid, logits / temperature, targets)
+    before = _rows(classes, valid, logits, targets)
+    calibration = {"temperature": temperature, "why": why, "before": validation.calibration(pa.Table.from_pylist(before))}
+    return rows, (logits / temperature).softmax(dim=1), {**validation.calibration(pa.Table.from_pylist(rows)), **calibration}
+
+
+def _rows(classes: list[str], valid: list[Sample], logits: torch.Tensor, targets: torch.Tensor) -> Rows:
+    best, predicted = logits.softmax(dim=1).max(dim=1)
+    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
     columns = zip(valid, targets.tolist(), predicted.tolist(), best.tolist(), losses.tolist(), strict=True)
-    rows = [
+    return [
         {"sha256": s.sha256, "ext": s.ext, "actual": classes[t], "predicted": classes[p], "probability": b, "loss": loss}
         for s, t, p, b, loss in columns
     ]
-    return rows, probabilities
 
 
-def report_of(classes: list[str], rows: Rows) -> dict[str, Any]:
+def report_of(classes: list[str], rows: Rows, calibration: dict[str, Any]) -> dict[str, Any]:
     """The report of what `evaluate` has found."""
     rows = sorted(rows, key=lambda row: -row["loss"])
     mistakes = [{k: v for k, v in row.items() if k != "loss"} for row in rows if row["actual"] != row["predicted"]]
@@ -56,40 +67,9 @@ def report_of(classes: list[str], rows: Rows) -> dict[str, Any]:
         "error_rate": len(mistakes) / len(rows),
         "interval": list(wilson(len(mistakes), len(rows))),
         "mistakes": mistakes[:MISTAKES],
-        "calibration": calibration(rows),
-        "threshold": threshold(rows),
+        "calibration": calibration,
+        "threshold": validation.threshold(pa.Table.from_pylist(rows)),
     }
-
-
-def calibration(rows: Rows) -> dict[str, Any]:
-    """Whether the probabilities can be believed: `{"bins": [{low, high, images, probability, right}], "error": share}`.
-
-    `probability` is the mean of a bin, `right` the share of its labels that are right; `error` is the expected calibration error (Naeini
-    2015): the mean distance of the two, weighted by images.
-    """
-    bins = []
-    for i in range(BINS):
-        inside = [row for row in rows if min(int(row["probability"] * BINS), BINS - 1) == i]
-        if inside:
-            mean = sum(row["probability"] for row in inside) / len(inside)
-            right = sum(row["actual"] == row["predicted"] for row in inside) / len(inside)
-            bins.append({"low": i / BINS, "high": (i + 1) / BINS, "images": len(inside), "probability": mean, "right": right})
-    return {"bins": bins, "error": sum(b["images"] * abs(b["probability"] - b["right"]) for b in bins) / len(rows)}
-
-
-def threshold(rows: Rows) -> dict[str, Any] | None:
-    """The lowest probability from which labels are right as often as `PRECISION`: {probability, precision, review}; None: there is none.
-
-    `review` is the share of images below it, which a person has to look at.
-    """
-    ordered = sorted(rows, key=lambda row: -row["probability"])
-    found, right = None, 0
-    for n, row in enumerate(ordered, 1):
-        right += row["actual"] == row["predicted"]
-        tied = n < len(ordered) and ordered[n]["probability"] == row["probability"]
-        if not tied and right / n >= PRECISION:
-            found = {"probability": row["probability"], "precision": right / n, "review": 1 - n / len(ordered)}
-    return found
 
 
 def _per_class(classes: list[str], actual: list[str], predicted: list[str]) -> list[dict[str, Any]]:

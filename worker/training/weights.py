@@ -96,17 +96,23 @@ def origin_of(spec: TrainSpec, storage: Storage) -> Origin | None:
         raise DarkroomError(f"The weights of {spec.start} cannot be read: {error}. Start from another model.") from None
 
 
+def last_linear(network: torch.nn.Module) -> str:
+    """The name of the layer that a network's logits come from: every one of ours ends in fastai's head."""
+    return [name for name, module in network.named_modules() if isinstance(module, torch.nn.Linear)][-1]
+
+
 def take_over(network: torch.nn.Module, classes: list[str], origin: Origin) -> None:
     """Give a network the weights of another. What the last layer knows of a class follows the class; new classes stay as they are.
 
+    The temperature that was folded into the last layer is taken out: training goes on from what training had reached.
     Raises DarkroomError when the weights do not fit.
     """
     weights = dict(origin.weights)
-    last = [name for name, module in network.named_modules() if isinstance(module, torch.nn.Linear)][-1]
+    last = last_linear(network)
     place = {label: i for i, label in enumerate(origin.info["classes"])}
     for key, fresh in network.state_dict().items():
         if key.rpartition(".")[0] == last and key in weights:
-            known = weights[key]
+            known = weights[key] * origin.info.get("temperature", 1.0)
             weights[key] = torch.stack([known[place[label]] if label in place else fresh[i].cpu() for i, label in enumerate(classes)])
     try:
         network.load_state_dict(weights, strict=True)
