@@ -63,7 +63,8 @@ def compare(storage: Storage, old: tuple[str, int], new: tuple[str, int]) -> dic
 
 def _validation(storage: Storage, name: str, version: int) -> dict[str, dict[str, Any]]:
     """The validation images of a model version by SHA-256."""
-    models.info(storage, name, version)
+    if "imported" in models.info(storage, name, version):
+        raise NotFound(f"{name}/v{version} was imported without what it said of its validation images, so it cannot be compared.")
     try:
         with storage.open(models.key(name, version, "validation.parquet")) as f:
             return {row["sha256"]: row for row in pq.read_table(f).to_pylist()}

@@ -10,12 +10,14 @@ from shared import aliases, datasets, models
 from shared.compare import CHANCE, compare
 from shared.errors import DarkroomError, Invalid, Unavailable
 from shared.images import read_bounded, thumbnail
+from shared.specs import Name, check
 from shared.storage import Storage
 from web import charts, orders
 from web.api import MODEL_FILES
 from web.backend import backend
 from web.forms import SpecForm
 from web.jobs import training_charts
+from web.uploads import keep_model
 
 blueprint = Blueprint("models", __name__)
 COMMON = ("dataset", "arch", "epochs", "image_size")
@@ -45,7 +47,29 @@ def newest(name: str) -> Redirect:
 @blueprint.get("/models/<name>/v/<int(max=999999):version>")
 def show(name: str, version: int) -> str:
     """A version: how good it is, where it is wrong, what it was made of."""
-    return render_template("models/show.html", **_view(name, version))
+    return _page(name, version)
+
+
+def _page(name: str, version: int, **more: Any) -> str:
+    """The page of a version: with its report, or of an imported one, which has none, with where it came from."""
+    storage = backend().storage
+    info = models.info(storage, name, version)
+    if "imported" not in info:
+        return render_template("models/show.html", **_view(name, version), **more)
+    return render_template("models/imported.html", **_known(info), **more)
+
+
+def _known(info: dict[str, Any]) -> dict[str, Any]:
+    """What the page of any version shows."""
+    storage, name, version = backend().storage, info["model"], info["version"]
+    pointed = aliases.pointed(storage, name)
+    return {
+        "info": info,
+        "aliases": {alias: aliases.log(storage, name, alias) for alias, target in pointed.items() if target == version},
+        "pointed": pointed,
+        "numbers": [v["version"] for v in models.all_versions(storage, name)],
+        "files": [(f, storage.size(key)) for f in MODEL_FILES if storage.exists(key := models.key(name, version, f))],
+    }
 
 
 def _view(name: str, version: int) -> dict[str, Any]:
@@ -53,20 +77,15 @@ def _view(name: str, version: int) -> dict[str, Any]:
     info, report = models.info(storage, name, version), models.report(storage, name, version)
     actual, predicted = request.args.get("actual"), request.args.get("predicted")
     found = [m for m in report["mistakes"] if actual in {None, m["actual"]} and predicted in {None, m["predicted"]}]
-    pointed = aliases.pointed(storage, name)
     return {
-        "info": info,
-        "aliases": {alias: aliases.log(storage, name, alias) for alias, target in pointed.items() if target == version},
-        "pointed": pointed,
+        **_known(info),
         "report": report,
-        "numbers": [v["version"] for v in models.all_versions(storage, name)],
         "heat": charts.heat_map(report["classes"], report["confusion"]),
         "per_class": [{**row, "bar": charts.bar(row["f1"])} for row in sorted(report["per_class"], key=lambda r: r["f1"])],
         "mistakes": sorted(found, key=lambda m: -m["probability"])[:SHOWN] if actual or predicted else None,
         "found": len(found),
         "actual": actual,
         "predicted": predicted,
-        "files": [(f, storage.size(key)) for f in MODEL_FILES if storage.exists(key := models.key(name, version, f))],
         "reliability": charts.reliability((report.get("calibration") or {}).get("bins", [])),
         "lr_chart": charts.loss_by_rate(report.get("lr_curve") or [], info.get("base_lr") or 0),
         **training_charts(report.get("epochs") or info.get("epochs") or [], report.get("loss") or [], {}),
@@ -86,7 +105,7 @@ def try_one(name: str, version: int) -> str | tuple[str, int]:
         status, shown = (503 if isinstance(error, Unavailable) else 422), {"error": str(error)}
     if request.headers.get("HX-Request"):
         return render_template("models/_answer.html", answer=shown)  # 200: htmx swaps nothing else in
-    return render_template("models/show.html", **_view(name, version), answer=shown), status
+    return _page(name, version, answer=shown), status
 
 
 def _ask(name: str, version: int) -> dict[str, Any]:
@@ -110,7 +129,8 @@ def compare_with(name: str, version: int) -> str:
     """A version beside another, on the images both were validated on."""
     storage = backend().storage
     info = models.info(storage, name, version)
-    others = [f"{m['model']}/v{m['version']}" for each in models.names(storage) for m in models.all_versions(storage, each)]
+    every = [m for each in models.names(storage) for m in models.all_versions(storage, each)]
+    others = [f"{m['model']}/v{m['version']}" for m in every if "imported" not in m]
     likely = [ref for ref in (info.get("parent"), *others) if ref in others and ref != f"{name}/v{version}"]
     ref = request.args.get("with") or next(iter(likely), "")
     old = models.resolve(storage, ref)
@@ -141,6 +161,39 @@ def roll_back(name: str, alias: str) -> Redirect:
     return redirect(url_for("models.show", name=name, version=move["version"]), 303)
 
 
+# -- models that come and go ------------------------------------------------------------------------------------------
+
+
+@blueprint.post("/models/<name>/v/<int(max=999999):version>/export")
+def export(name: str, version: int) -> Redirect:
+    """Order model.onnx of a version."""
+    return redirect(url_for("jobs.show", job_id=orders.submit(backend(), "export", {"model": f"{name}/v{version}"}).id), 303)
+
+
+@blueprint.get("/imports/new")
+def import_form() -> str:
+    """The form for the two files of a model of another installation."""
+    return render_template("models/import.html", form=SpecForm("adopt"))
+
+
+@blueprint.post("/imports/new")
+def import_() -> Redirect | tuple[str, int]:
+    """Order a version made of an uploaded model."""
+    form = SpecForm("adopt", typed=request.form)
+    data: dict[str, Any] = {"model": form.data().get("model", "")}
+    try:
+        check(Name, data["model"])
+        data["upload"] = keep_model(backend(), request.files.get("weights"), request.files.get("info"))
+        return redirect(url_for("jobs.show", job_id=orders.submit(backend(), "adopt", data).id), 303)
+    except DarkroomError as error:
+        status = form.refuse(data, error)
+        form.errors.pop("upload", None)  # it is not asked for, but made of the files
+        named = getattr(error, "field", None)
+        if named in {"weights", "info"}:
+            form.errors = {**form.errors, named: str(error)}
+        return render_template("models/import.html", form=form), status
+
+
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
@@ -150,7 +203,9 @@ def train() -> str:
     ref = request.args.get("retrain")
     if ref:
         name, version = models.resolve(backend().storage, ref)
-        spec = models.info(backend().storage, name, version)["spec"]
+        info = models.info(backend().storage, name, version)
+        # of an imported model no spec is known, so that its form starts from it
+        spec = info.get("spec") or {"arch": info["arch"], "image_size": info["image_size"], "start": f"{name}/v{version}"}
         values = {**spec, "version": None, "model": name, "parent": f"{name}/v{version}", "notes": ""}
     else:
         values = {"dataset": request.args.get("dataset", ""), "version": request.args.get("version", "")}
@@ -204,6 +259,8 @@ def _guess(storage: Storage, data: dict[str, Any], steps: int) -> float | None:
     """Seconds a training will take, from the newest one with the same network and image size; None if there is none."""
     for name in models.names(storage):
         for made in models.all_versions(storage, name):
+            if "imported" in made:
+                continue
             before = int(made["train_images"] + made["valid_images"]) * len(made["epochs"])
             if made["arch"] == data.get("arch") and str(made["image_size"]) == str(data.get("image_size")) and before:
                 return float(made["train_seconds"] * steps / before)

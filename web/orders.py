@@ -8,16 +8,18 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from shared import datasets, models, review
-from shared.errors import Conflict, Invalid, Unavailable
+from shared import datasets, models, review, weights
+from shared.errors import Conflict, Invalid, NotFound, Unavailable
 from shared.items import Source, check_place
 from shared.items import check as check_source
 from shared.jobs import Job, State, keep_record
 from shared.queue import list_of, send
 from shared.specs import (
+    AdoptSpec,
     AnySpec,
     ClassifySpec,
     DatasetSource,
+    ExportSpec,
     FailedSource,
     FolderSource,
     ImportSpec,
@@ -36,7 +38,7 @@ from web.uploads import keep_addresses
 
 PREDICT_SECONDS = 30
 NOBODY_PREDICTS = "No worker answers single images at the moment. Start one with `darkroom worker --queues predict,classify`."
-FIRST_UNIT = {"import": "main", "scrape": "main", "look": "main", "train": "main", "classify": "plan"}
+FIRST_UNIT = {"classify": "plan"}  # of the other kinds, "main", which is all there is of them
 
 
 def submit(backend: Backend, kind: str, data: Any, idempotency_key: str = "") -> Job:
@@ -47,7 +49,7 @@ def submit(backend: Backend, kind: str, data: Any, idempotency_key: str = "") ->
     if len(idempotency_key) > 200:
         raise Invalid("An Idempotency-Key has at most 200 characters.")
     spec = _settle(backend, parse(kind, data))
-    unit = FIRST_UNIT[kind]
+    unit = FIRST_UNIT.get(kind, "main")
     job_id = backend.store.create(kind, spec.model_dump(mode="json"), unit, idempotency_key)
     job = backend.store.get(job_id)
     if job.kind != kind:
@@ -70,6 +72,11 @@ def _settle(backend: Backend, spec: AnySpec) -> AnySpec:
         if spec.precision == "int8":
             _check_int8(models.info(storage, name, version))
         return spec.model_copy(update={"model": f"{name}/v{version}", "source": _settle_source(backend, spec.source)})
+    if isinstance(spec, ExportSpec):
+        name, version = models.resolve(storage, spec.model)
+        return spec.model_copy(update={"model": f"{name}/v{version}"})
+    if isinstance(spec, AdoptSpec) and not storage.exists(weights.key(spec.upload, "info.json")):
+        raise NotFound("What was uploaded is not here any more. Send both files of the model again.")
     if isinstance(spec, ImportSpec):
         return spec.model_copy(update={"source": _settle_source(backend, spec.source)})
     if isinstance(spec, LookSpec):
@@ -209,7 +216,7 @@ def delete_model(backend: Backend, name: str, version: int) -> None:
     ref = f"{name}/v{version}"
     models.info(backend.storage, name, version)
     for job in backend.store.page(sys.maxsize, states=tuple(state for state in State if not state.terminal)):
-        if ref in (job.spec.get("model") if job.kind == "classify" else None, job.spec.get("start")):
+        if ref in (job.spec.get("model"), job.spec.get("start")):  # of a training, `model` is a name without a version
             raise Conflict(f"{ref} is in use by the job {job.id}, which is {job.state}. Wait for it, or cancel it.")
     models.delete(backend.storage, name, version)
 
@@ -224,6 +231,10 @@ def describe(job: Job) -> str:
             return f"Classify with {spec['model']}"
         case "look":
             return f"Look at {spec['dataset']} v{spec['version']}"
+        case "export":
+            return f"Export {spec['model']} as ONNX"
+        case "adopt":
+            return f"Import the model {spec['model']}"
         case "scrape":
             return f"Scrape {spec['dataset']}"
         case _:

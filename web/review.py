@@ -100,12 +100,12 @@ def _address(where: Filter, order: str) -> dict[str, Any]:
 
 
 def _model(job: Job) -> dict[str, Any]:
-    """The classes of the batch's model, and the dataset it was trained on; empty when the model was deleted."""
+    """The classes of the batch's model, and the dataset it was trained on; empty when the model was deleted, or where it is not known."""
     try:
         info = models.info(backend().storage, *models.resolve(backend().storage, job.spec["model"]))
     except NotFound:
         return {"classes": [], "dataset": ""}
-    return {"classes": info["classes"], "dataset": info["dataset"]["name"]}
+    return {"classes": info["classes"], "dataset": info.get("dataset", {}).get("name", "")}
 
 
 def _choices(row: dict[str, Any], classes: list[str]) -> list[tuple[str, float | None]]:
