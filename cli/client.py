@@ -2,6 +2,7 @@
 
 import secrets
 from collections.abc import Iterable
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,18 @@ class Client:
     def submit(self, *path: str | int, spec: dict[str, Any]) -> dict[str, Any]:
         """Order a job: the job as it stands."""
         return self._json(self._send("POST", path, json=spec, headers={"Idempotency-Key": secrets.token_hex(16)}))  # type: ignore[no-any-return]
+
+    def submit_files(self, *path: str | int, **files: Path) -> dict[str, Any]:
+        """Order a job with a form of files: the job as it stands. Raises DarkroomError, also when a file cannot be read."""
+        with ExitStack() as opened:
+            try:
+                form = {
+                    name: (file.name, opened.enter_context(file.open("rb")), "application/octet-stream") for name, file in files.items()
+                }
+            except OSError as error:
+                raise DarkroomError(f"{error.filename} cannot be read: {error.strerror or error}.") from None
+            headers = {"Idempotency-Key": secrets.token_hex(16)}
+            return self._json(self._send("POST", path, files=form, headers=headers, timeout=UPLOAD_SECONDS))  # type: ignore[no-any-return]
 
     def upload(self, pieces: Iterable[bytes], size: int | None, *path: str, kind: str = "application/zip", method: str = "POST") -> Any:
         """Upload a body of `size` bytes (None: not known) below `/uploads`; the answer's `source`, if any, goes into a spec."""

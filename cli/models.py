@@ -1,4 +1,4 @@
-"""`darkroom train` and `darkroom model`: list, show, promote, rollback, compare, threshold, look, delete."""
+"""`darkroom train` and `darkroom model`: list, show, promote, rollback, compare, retrain, threshold, look, export, import, delete."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import click
 from cli import show
 from cli.client import Client
 from cli.datasets import NAME
-from cli.follow import tell
+from cli.follow import notice, tell
 from cli.options import Checked, checked, json_option, spec_options, wait_option
 from shared import heat
 from shared.errors import DarkroomError
@@ -207,6 +207,37 @@ def delete(client: Client, name: str, yes: bool) -> None:
     click.echo(f"{plain}/v{version} is deleted.")
 
 
+@model.command("export")
+@click.argument("name", type=MODEL, metavar="NAME[/vN]")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="the file to write, with --wait; default: NAME-vN-model.onnx")
+@wait_option
+@json_option
+@click.pass_obj
+def export(client: Client, name: str, out: Path | None, wait: bool, as_json: bool) -> None:
+    """Make a version's model.onnx, for other programs, and with --wait download it."""
+    if out and not wait:
+        raise click.UsageError("--out needs --wait: the file is there only when the job has ended.")
+    found = _version(client, name)
+    place = ("models", found["model"], "versions", found["version"])
+    tell(client, client.submit(*place, "export", spec={}), wait, as_json)
+    if wait:
+        target = out or Path(f"{found['model']}-v{found['version']}-model.onnx")
+        client.download(target, *place, "files", "model.onnx")
+        notice(f"Saved as {target}.")
+
+
+@model.command("import")
+@click.argument("name", type=NAME)
+@click.argument("weights", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="MODEL.SAFETENSORS")
+@click.argument("info", type=click.Path(exists=True, dir_okay=False, path_type=Path), metavar="INFO.JSON")
+@wait_option
+@json_option
+@click.pass_obj
+def import_(client: Client, name: str, weights: Path, info: Path, wait: bool, as_json: bool) -> None:
+    """Make a version of a model of the model.safetensors and info.json of another installation."""
+    tell(client, client.submit_files("models", name, "import", weights=weights, info=info), wait, as_json)
+
+
 def _version(client: Client, ref: str) -> dict[str, Any]:
     """The version that a reference names, as the web answers it."""
     plain, version = parse_model_ref(ref)
@@ -218,17 +249,20 @@ def _version(client: Client, ref: str) -> dict[str, Any]:
 
 def _table(found: list[dict[str, Any]]) -> None:
     rows = [
-        (m["model"], f"v{m['version']}", m["arch"], len(m["classes"]), show.rate(m["error_rate"]), _dataset(m), show.ago(m["created"]))
+        (m["model"], f"v{m['version']}", m["arch"], len(m["classes"]), show.rate(m.get("error_rate")), _dataset(m), show.ago(m["created"]))
         for m in found
     ]
     show.table(("model", "version", "arch", "classes", "error rate", "dataset", "made"), rows, ("classes", "error rate"))
 
 
 def _dataset(found: dict[str, Any]) -> str:
-    return f"{found['dataset']['name']} v{found['dataset']['version']}"
+    return "imported" if "imported" in found else f"{found['dataset']['name']} v{found['dataset']['version']}"
 
 
 def _facts(found: dict[str, Any]) -> None:
+    if "imported" in found:
+        _facts_imported(found)
+        return
     show.facts(
         [
             ("model", f"{found['model']} v{found['version']}"),
@@ -240,5 +274,23 @@ def _facts(found: dict[str, Any]) -> None:
             ("device", found.get("device")),
             ("made", show.ago(found["created"])),
             ("notes", found["spec"].get("notes")),
+        ]
+    )
+
+
+def _facts_imported(found: dict[str, Any]) -> None:
+    came = found["imported"]["from"]
+    version = f" v{came['version']}" if "version" in came else ""
+    show.facts(
+        [
+            ("model", f"{found['model']} v{found['version']}"),
+            ("arch", f"{found['arch']}, {found['image_size']} pixels"),
+            ("classes", ", ".join(found["classes"])),
+            ("imported", show.ago(found["imported"]["at"])),
+            ("was", f"{came['model']}{version} where it was trained" if "model" in came else None),
+            (
+                "error rate",
+                f"{show.rate(came['error_rate'])} by its own account, on images that are not here" if "error_rate" in came else "not known",
+            ),
         ]
     )

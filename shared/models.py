@@ -2,7 +2,8 @@
 
 `models/<name>/v0001/` holds model.safetensors (the weights), int8.xml and int8.bin (the 8-bit form for processors, if it
 is good enough), export.pkl (for notebooks; offered for download, never loaded here), report.json, validation.parquet (a row a
-validation image, read by `validation.py`) and, last, info.json. Aliases are in `aliases.py`.
+validation image, read by `validation.py`), model.onnx if somebody asked for it, and, last, info.json. An imported model has weights and
+info.json alone. Aliases are in `aliases.py`.
 """
 
 import time
@@ -59,6 +60,9 @@ def info(storage: Storage, name: str, version: int) -> dict[str, Any]:
     the exact network's label, images; if offered close: lead of the best class over the second, nats, below which the exact network
     looks again, twice: share of images it looks at} or {offered: False, why}; missing for models from before there was one), fast
     (the same of 16 bits; missing where the machine that trained has none).
+
+    Of an imported model only model, version, created, job, arch, classes, image_size, mean, std and int8 are there, `close` of fast and
+    temperature if they were told, and imported: {at (seconds since 1970), job, from: {model, version, error_rate, created}, what was told of them}.
     """
     check(Name, name)
     try:
@@ -79,7 +83,10 @@ def report(storage: Storage, name: str, version: int) -> dict[str, Any]:
     worst first, at most 200; missing for models from before they were looked for).
     """
     check(Name, name)
-    return storage.read_json(key(name, version, "report.json"))  # type: ignore[no-any-return]
+    try:
+        return storage.read_json(key(name, version, "report.json"))  # type: ignore[no-any-return]
+    except NotFound:
+        raise NotFound(f"{name}/v{version} was imported; its report stayed where it was trained.") from None
 
 
 def check_start(info: dict[str, Any], arch: str) -> None:

@@ -8,18 +8,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol
 
-from shared import datasets, edits, models, review
-from shared.errors import Conflict, Invalid, Unavailable, Unwritable
+from shared import datasets, edits, models, review, weights
+from shared.errors import Conflict, Invalid, NotFound, Unavailable, Unwritable
 from shared.items import Source, check_place
 from shared.items import check as check_source
 from shared.jobs import Job, JobStore, keep_record
 from shared.queue import list_of
 from shared.settings import Settings
 from shared.specs import (
+    AdoptSpec,
     AnySpec,
     ClassifySpec,
     DatasetSource,
     EditsSource,
+    ExportSpec,
     FailedSource,
     FolderSource,
     ImportSpec,
@@ -32,7 +34,7 @@ from shared.specs import (
 )
 from shared.storage import Storage
 
-FIRST_UNIT = {"import": "main", "scrape": "main", "look": "main", "train": "main", "classify": "plan"}
+FIRST_UNIT = {"classify": "plan"}  # of the other kinds, "main", which is all there is of them
 
 
 class Desk(Protocol):
@@ -58,7 +60,7 @@ def enter(desk: Desk, kind: str, spec: AnySpec, idempotency_key: str = "") -> Jo
 
     The same `idempotency_key` within a day answers the first job again.
     """
-    unit = FIRST_UNIT[kind]
+    unit = FIRST_UNIT.get(kind, "main")
     job_id = desk.store.create(kind, spec.model_dump(mode="json"), unit, idempotency_key)
     job = desk.store.get(job_id)
     if job.kind != kind:
@@ -86,6 +88,11 @@ def settle(desk: Desk, spec: AnySpec) -> AnySpec:
             _settle_edits(storage, spec.dataset, spec.source) if isinstance(spec.source, EditsSource) else _settle_source(desk, spec.source)
         )
         return spec.model_copy(update={"source": source, "then": spec.then and _settle_then(storage, spec.then)})
+    if isinstance(spec, ExportSpec):
+        name, version = models.resolve(storage, spec.model)
+        return spec.model_copy(update={"model": f"{name}/v{version}"})
+    if isinstance(spec, AdoptSpec) and not storage.exists(weights.key(spec.upload, "info.json")):
+        raise NotFound("What was uploaded is not here any more. Send both files of the model again.")
     if isinstance(spec, LookSpec):
         return spec.model_copy(update={"version": datasets.info(storage, spec.dataset, spec.version)["version"]})
     if isinstance(spec, TrainSpec):

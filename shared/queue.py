@@ -18,7 +18,15 @@ UNIT_TASK = "darkroom.unit"
 QUEUES = ("predict", "classify", "train", "scrape")  # what a worker is started for
 # what Celery reads, in the order it is served; nothing is ever sent to `predict`, whose questions have a list of their own in shared/jobs.py
 LISTS = ("predict", "classify.high", "classify", "classify.low", "train", "scrape")
-QUEUE_OF = {"import": "scrape", "scrape": "scrape", "look": "scrape", "train": "train", "classify": "classify"}
+QUEUE_OF = {
+    "import": "scrape",
+    "scrape": "scrape",
+    "look": "scrape",
+    "train": "train",
+    "export": "train",
+    "adopt": "train",
+    "classify": "classify",
+}
 
 
 def list_of(kind: str, spec: dict[str, Any]) -> str:

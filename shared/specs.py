@@ -4,11 +4,24 @@ A field's default, bounds, title and description are shown by the form and by `-
 are part of URLs and paths and therefore plain; class names are data and may be any text without control characters.
 """
 
+import difflib
 import re
 import unicodedata
+from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from shared.errors import Invalid
 
@@ -18,6 +31,7 @@ UPLOAD_ID = r"^[0-9a-z]{10,40}$"
 JOB_ID = r"^[0-9a-v]{20}$"
 HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Unicode categories: control, bidirectional, invisible, half of a pair, ends of lines
 SOURCES = ("folder", "upload", "urls", "list", "dataset", "failed", "review", "edits")
+# torchvision's, which are offered first; any other name is timm's
 ARCHITECTURES = (
     "resnet18", "resnet34", "resnet50", "squeezenet1_0", "squeezenet1_1", "mobilenet_v3_small", "mobilenet_v3_large",
     "efficientnet_b0", "densenet121", "convnext_tiny",
@@ -61,6 +75,26 @@ def check_model_ref(value: str) -> str:
     return value
 
 
+@cache
+def timm_names() -> frozenset[str]:
+    """The networks that timm can build, and, as `name.tag`, those it has trained weights of. timm itself needs torch, which few processes have."""
+    return frozenset(Path(__file__).with_name("architectures.txt").read_text(encoding="utf-8").split())
+
+
+def known_arch(value: str) -> str:
+    """A network that can be built from its name: one of `ARCHITECTURES`, or timm's. Raises ValueError with the closest names."""
+    if value in ARCHITECTURES or value in timm_names():
+        return value
+    close = difflib.get_close_matches(value[:100], sorted({*ARCHITECTURES, *timm_names()}), n=3, cutoff=0.7)
+    hint = f"did you mean {' or '.join(close)}?" if close else f"choose one of {', '.join(ARCHITECTURES)}, or any network of timm"
+    raise ValueError(f"unknown architecture {value[:60]!r} ({hint})")
+
+
+def pretrained(arch: str) -> bool:
+    """Whether there are trained weights of a known network for others to start from."""
+    return arch in ARCHITECTURES or "." in arch or any(name.startswith(f"{arch}.") for name in timm_names())
+
+
 def check_start(value: str) -> str:
     """Where a training starts from, as it was given: `imagenet`, `scratch` or a model reference. Raises ValueError."""
     if value not in {"imagenet", "scratch"} and not MODEL_REF.fullmatch(value):
@@ -72,6 +106,7 @@ Name = Annotated[str, AfterValidator(check_name)]
 ClassName = Annotated[str, AfterValidator(check_class_name)]
 ModelRef = Annotated[str, AfterValidator(check_model_ref)]
 Start = Annotated[str, AfterValidator(check_start)]
+Arch = Annotated[str, AfterValidator(known_arch)]
 Version = Annotated[int, Field(ge=1, le=999_999)]
 Epochs = Annotated[int, Field(ge=1, le=500)]
 JobId = Annotated[str, StringConstraints(pattern=JOB_ID)]
@@ -224,9 +259,14 @@ class TrainSpec(ViewSpec):
         description="how a whole image becomes a square: squish: squeezed, and all but a small margin kept; crop: its middle; pad: all of it, with black bars",
     )
     model: Name | None = Field(None, title="Model name", description="empty: the dataset's name; an existing model gets a new version")
-    arch: str = Field("resnet18", title="Architecture", description="network: " + ", ".join(ARCHITECTURES))
+    arch: Arch = Field(
+        "resnet18",
+        title="Architecture",
+        description="network: " + ", ".join(ARCHITECTURES) + ", or any of timm, such as vit_tiny_patch16_224",
+    )
     start: Start = Field(
         "imagenet",
+        validate_default=True,
         title="Start from",
         description="imagenet: ImageNet weights; scratch: chance; or one of your models with the same architecture, as name, name/v3 or name@alias",
     )
@@ -279,13 +319,14 @@ class TrainSpec(ViewSpec):
         """Epochs that train the head alone: none from scratch, where no body is worth freezing."""
         return 0 if self.start == "scratch" else self.frozen_epochs
 
-    @field_validator("arch")
+    @field_validator("start")
     @classmethod
-    def check_arch(cls, arch: str) -> str:
-        """Only architectures that can be rebuilt from info.json."""
-        if arch not in ARCHITECTURES:
-            raise ValueError(f"unknown architecture {arch[:60]!r}; choose one of {', '.join(ARCHITECTURES)}")
-        return arch
+    def check_weights(cls, start: str, known: ValidationInfo) -> str:
+        """Of some networks nobody has published weights."""
+        arch = known.data.get("arch")
+        if start == "imagenet" and arch and not pretrained(arch):
+            raise ValueError(f"there are no pretrained weights of {arch}; train it from scratch (start: scratch), or choose another")
+        return start
 
 
 class ClassifySpec(Spec):
@@ -319,14 +360,29 @@ class ClassifySpec(Spec):
     )
 
 
+class ExportSpec(Spec):
+    """Write a model in the form of ONNX, for other programs than Darkroom."""
+
+    model: ModelRef = Field(title="Model", description="name, name/v3 or name@alias; a name alone is the newest when the job is submitted")
+
+
+class AdoptSpec(Spec):
+    """Make a version of a model out of the files of another installation."""
+
+    model: Name = Field(title="Model name", description="name that the model gets here; an existing one gets a new version")
+    upload: str = Field(pattern=UPLOAD_ID, description="id of the upload that holds model.safetensors and info.json")
+
+
 SPECS: dict[str, type[Spec]] = {
     "import": ImportSpec,
     "scrape": ScrapeSpec,
     "look": LookSpec,
     "train": TrainSpec,
+    "export": ExportSpec,
+    "adopt": AdoptSpec,
     "classify": ClassifySpec,
 }
-AnySpec = ImportSpec | ScrapeSpec | LookSpec | TrainSpec | ClassifySpec
+AnySpec = ImportSpec | ScrapeSpec | LookSpec | TrainSpec | ExportSpec | AdoptSpec | ClassifySpec
 
 
 def parse(kind: str, data: Any) -> AnySpec:

@@ -8,9 +8,10 @@ version, a model version or a batch exists if and only if its info file does. Ke
     uploads/<id>.zip                    what was uploaded as a zip, or by a form
     uploads/<id>.files.parquet          the names of files that were uploaded one by one, to uploads/blobs/<aa>/<sha256>
     uploads/<id>.list.parquet           an uploaded list of addresses and server paths
+    uploads/<id>.model.safetensors      the weights of a model to import, with uploads/<id>.info.json, until it is
     datasets/<name>/v0001/              manifest.parquet, edits.json (if it was made of edits), info.json
     datasets/<name>/edits/<id>.json     what a person decided about an image
-    models/<name>/v0001/                model.safetensors, int8.xml, int8.bin, export.pkl, report.json, info.json
+    models/<name>/v0001/                model.safetensors, int8.xml, int8.bin, export.pkl, model.onnx, report.json, info.json
     batches/<job id>/                   items/<first>-<last>.parquet, shards/<first>-<last>.parquet, review/<item id>.json,
                                         results.csv, results.parquet, info.json
     jobs/<job id>.json                  the order as it was given, and how it ended

@@ -347,7 +347,7 @@ def test_a_wrong_value_is_told_at_its_field_and_all_values_stay(client: FlaskCli
     )
     assert answer.status_code == 422
     assert re.search(r'id="wrong-epochs">[^<]*500', answer.text)
-    assert all(part in answer.text for part in ('value="9999"', "<option selected>resnet34", "keep &lt;me&gt;"))
+    assert all(part in answer.text for part in ('value="9999"', 'value="resnet34"', "keep &lt;me&gt;"))
 
 
 def test_every_wrong_field_is_told_at_once(client: FlaskClient, filled: SimpleNamespace) -> None:

@@ -31,7 +31,7 @@ blueprint = Blueprint("api", __name__, url_prefix="/api/v1")
 problems.register(blueprint)
 
 MAX_JSON_BYTES = 64 * 2**20  # a list of 100,000 long addresses
-MODEL_FILES = ("model.safetensors", "info.json", "report.json", "validation.parquet", "export.pkl")
+MODEL_FILES = ("model.safetensors", "info.json", "report.json", "validation.parquet", "export.pkl", "model.onnx")
 
 
 def install(app: Flask) -> None:
@@ -264,7 +264,7 @@ def download_decisions(job_id: str, form: str) -> Response:
 @blueprint.post("/batches/<job_id>/retry-failed")
 def retry_failed(job_id: str) -> Response:
     """Order the items of a batch that failed again, as a new batch."""
-    return _accepted(orders.retry_failed(backend(), batch_of(job_id).id))
+    return accepted(orders.retry_failed(backend(), batch_of(job_id).id))
 
 
 @blueprint.post("/predict")
@@ -314,33 +314,33 @@ def show_job(job_id: str) -> Response:
 def cancel_job(job_id: str) -> Response:
     """Ask a job to end."""
     orders.cancel(backend(), job_of(job_id).id)
-    return _accepted(job_of(job_id))
+    return accepted(job_of(job_id))
 
 
 @blueprint.post("/jobs/<job_id>/pause")
 def pause_job(job_id: str) -> Response:
     """Let a batch rest."""
     orders.pause(backend(), job_of(job_id).id)
-    return _accepted(job_of(job_id))
+    return accepted(job_of(job_id))
 
 
 @blueprint.post("/jobs/<job_id>/resume")
 def resume_job(job_id: str) -> Response:
     """Let a paused batch go on, or a training that failed or was cancelled, as a new job."""
-    return _accepted(orders.resume(backend(), job_of(job_id).id))
+    return accepted(orders.resume(backend(), job_of(job_id).id))
 
 
 @blueprint.post("/jobs/<job_id>/extend")
 def extend_job(job_id: str) -> Response:
     """Order more epochs of a training that is done."""
     epochs = check(Epochs, _spec().get("epochs"))
-    return _accepted(orders.extend(backend(), job_of(job_id).id, epochs))
+    return accepted(orders.extend(backend(), job_of(job_id).id, epochs))
 
 
 @blueprint.post("/jobs/<job_id>/retry")
 def retry_job(job_id: str) -> Response:
     """Order again what a failed or cancelled job asked for."""
-    return _accepted(orders.retry(backend(), job_of(job_id).id))
+    return accepted(orders.retry(backend(), job_of(job_id).id))
 
 
 @blueprint.get("/workers")
@@ -445,10 +445,11 @@ def _no_number(text: str) -> float:
 
 
 def _submitted(kind: str, spec: dict[str, Any]) -> Response:
-    return _accepted(orders.submit(backend(), kind, spec, request.headers.get("Idempotency-Key", "")))
+    return accepted(orders.submit(backend(), kind, spec, request.headers.get("Idempotency-Key", "")))
 
 
-def _accepted(job: Job) -> Response:
+def accepted(job: Job) -> Response:
+    """A job that was ordered: 202 with the job and its Location."""
     response = jsonify(_job_json(job))
     response.status_code = 202
     response.location = url_for("api.show_job", job_id=job.id)

@@ -16,12 +16,12 @@ from shared.errors import DarkroomError, Unavailable
 from shared.specs import ARCHITECTURES, SPECS
 
 LONG = 1000  # a text that may be longer than this gets several lines
-KNOWN = {"arch": ARCHITECTURES}  # choices that a spec checks itself
+KNOWN = {"arch": ARCHITECTURES}  # what is offered where a spec checks itself, and takes other values as well
 
 
 @dataclass(frozen=True)
 class Field:
-    """One field as the template draws it. `kind`: text, number, checkbox, select, checkboxes or textarea."""
+    """One field as the template draws it. `kind`: text, number, checkbox, select, suggested (text with a list to choose from), checkboxes or textarea."""
 
     name: str
     title: str
@@ -65,7 +65,7 @@ class SpecForm:
         return Field(
             name=name,
             title=info.title or name,
-            help=_sentence((info.description or "").removesuffix(": " + ", ".join(_options(name, info)))),
+            help=_sentence(info.description or ""),
             kind=_kind(name, info),
             value="" if self.values[name] is None else self.values[name],
             error=self.errors.get(name, ""),
@@ -141,6 +141,8 @@ def _kind(name: str, info: FieldInfo) -> str:
         return "number"
     if get_origin(info.annotation) is list:
         return "checkboxes" if _options(name, info) else "textarea"
+    if name in KNOWN:
+        return "suggested"
     if _options(name, info):
         return "select"
     long = any(getattr(m, "max_length", None) is not None and m.max_length > LONG for m in info.metadata)

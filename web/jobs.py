@@ -158,7 +158,7 @@ def _made(job: Job) -> dict[str, str] | None:
     result = job.result
     if job.state != State.DONE:
         return None
-    if job.kind == "train":
+    if job.kind in {"train", "export", "adopt"}:
         return {
             "title": f"{result['model']} v{result['version']}",
             "url": url_for("models.show", name=result["model"], version=result["version"]),

@@ -11,12 +11,14 @@ from shared import aliases, datasets, models
 from shared.compare import compare
 from shared.errors import DarkroomError, Invalid, NotFound, Unavailable
 from shared.images import read_bounded, thumbnail
+from shared.specs import Name, check
 from shared.storage import Storage
 from web import charts, orders, reports
 from web.api import MODEL_FILES
 from web.backend import backend
 from web.forms import SpecForm
 from web.jobs import training_charts
+from web.uploads import keep_model
 
 blueprint = Blueprint("models", __name__)
 COMMON = ("dataset", "arch", "epochs", "image_size")
@@ -46,23 +48,40 @@ def newest(name: str) -> Redirect:
 @blueprint.get("/models/<name>/v/<int(max=999999):version>")
 def show(name: str, version: int) -> str:
     """A version: how good it is, where it is wrong, what it was made of."""
-    return render_template("models/show.html", **_view(name, version))
+    return _page(name, version)
+
+
+def _page(name: str, version: int, **more: Any) -> str:
+    """The page of a version: with its report, or of an imported one, which has none, with where it came from."""
+    storage = backend().storage
+    info = models.info(storage, name, version)
+    if "imported" not in info:
+        return render_template("models/show.html", **_view(name, version), **more)
+    return render_template("models/imported.html", **_known(info), **more)
+
+
+def _known(info: dict[str, Any]) -> dict[str, Any]:
+    """What the page of any version shows."""
+    storage, name, version = backend().storage, info["model"], info["version"]
+    pointed = aliases.pointed(storage, name)
+    return {
+        "info": info,
+        "aliases": {alias: aliases.log(storage, name, alias) for alias, target in pointed.items() if target == version},
+        "pointed": pointed,
+        "numbers": [v["version"] for v in models.all_versions(storage, name)],
+        "files": [(f, storage.size(key)) for f in MODEL_FILES if storage.exists(key := models.key(name, version, f))],
+    }
 
 
 def _view(name: str, version: int) -> dict[str, Any]:
     storage = backend().storage
     info, report = models.info(storage, name, version), models.report(storage, name, version)
-    pointed = aliases.pointed(storage, name)
     return {
-        "info": info,
+        **_known(info),
         "parent": _parent(storage, info),
-        "aliases": {alias: aliases.log(storage, name, alias) for alias, target in pointed.items() if target == version},
-        "pointed": pointed,
         "report": report,
-        "numbers": [v["version"] for v in models.all_versions(storage, name)],
         "heat": charts.heat_map(report["classes"], report["confusion"]),
         "per_class": [{**row, "bar": charts.bar(row["f1"])} for row in sorted(report["per_class"], key=lambda r: r["f1"])],
-        "files": [(f, storage.size(key)) for f in MODEL_FILES if storage.exists(key := models.key(name, version, f))],
         **reports.view(info, report),
         "lr_chart": charts.loss_by_rate(report.get("lr_curve") or [], info.get("base_lr") or 0),
         **training_charts(report.get("epochs") or info.get("epochs") or [], report.get("loss") or [], {}),
@@ -89,7 +108,7 @@ def try_one(name: str, version: int) -> str | tuple[str, int]:
         status, shown = (503 if isinstance(error, Unavailable) else 422), {"error": str(error)}
     if request.headers.get("HX-Request"):
         return render_template("models/_answer.html", answer=shown)  # 200: htmx swaps nothing else in
-    return render_template("models/show.html", **_view(name, version), answer=shown), status
+    return _page(name, version, answer=shown), status
 
 
 def _ask(name: str, version: int) -> dict[str, Any]:
@@ -117,7 +136,8 @@ def compare_with(name: str, version: int) -> str:
     """A version beside another, on the images both were validated on."""
     storage = backend().storage
     info = models.info(storage, name, version)
-    others = [f"{m['model']}/v{m['version']}" for each in models.names(storage) for m in models.all_versions(storage, each)]
+    every = [m for each in models.names(storage) for m in models.all_versions(storage, each)]
+    others = [f"{m['model']}/v{m['version']}" for m in every if "imported" not in m]
     likely = [ref for ref in (info.get("parent"), *others) if ref in others and ref != f"{name}/v{version}"]
     ref = request.args.get("with") or next(iter(likely), "")
     old = models.resolve(storage, ref)
@@ -147,6 +167,39 @@ def roll_back(name: str, alias: str) -> Redirect:
     return redirect(url_for("models.show", name=name, version=move["version"]), 303)
 
 
+# -- models that come and go ------------------------------------------------------------------------------------------
+
+
+@blueprint.post("/models/<name>/v/<int(max=999999):version>/export")
+def export(name: str, version: int) -> Redirect:
+    """Order model.onnx of a version."""
+    return redirect(url_for("jobs.show", job_id=orders.submit(backend(), "export", {"model": f"{name}/v{version}"}).id), 303)
+
+
+@blueprint.get("/imports/new")
+def import_form() -> str:
+    """The form for the two files of a model of another installation."""
+    return render_template("models/import.html", form=SpecForm("adopt"))
+
+
+@blueprint.post("/imports/new")
+def import_() -> Redirect | tuple[str, int]:
+    """Order a version made of an uploaded model."""
+    form = SpecForm("adopt", typed=request.form)
+    data: dict[str, Any] = {"model": form.data().get("model", "")}
+    try:
+        check(Name, data["model"])
+        data["upload"] = keep_model(backend(), request.files.get("weights"), request.files.get("info"))
+        return redirect(url_for("jobs.show", job_id=orders.submit(backend(), "adopt", data).id), 303)
+    except DarkroomError as error:
+        status = form.refuse(data, error)
+        form.errors.pop("upload", None)  # it is not asked for, but made of the files
+        named = getattr(error, "field", None)
+        if named in {"weights", "info"}:
+            form.errors = {**form.errors, named: str(error)}
+        return render_template("models/import.html", form=form), status
+
+
 # -- training ---------------------------------------------------------------------------------------------------------
 
 
@@ -157,10 +210,17 @@ def train() -> str:
     if ref:
         name, version = models.resolve(backend().storage, ref)
         info = models.info(backend().storage, name, version)
-        values = models.retraining(info, version=request.args.get("version"))
+        values = models.retraining(info, version=request.args.get("version")) if info.get("spec") else _from_imported(info)
     else:
         values = {"dataset": request.args.get("dataset", ""), "version": request.args.get("version", "")}
     return _form(SpecForm("train", values))
+
+
+def _from_imported(info: dict[str, Any]) -> dict[str, Any]:
+    """A training from an imported model, of which no spec is known."""
+    ref = f"{info['model']}/v{info['version']}"
+    seen = {"image_size": info["image_size"], "resize": info.get("resize", "squish")}
+    return {**seen, "arch": info["arch"], "model": info["model"], "start": ref, "parent": ref}
 
 
 @blueprint.post("/trainings/new")
@@ -208,6 +268,8 @@ def _guess(storage: Storage, data: dict[str, Any], steps: int) -> float | None:
     """Seconds a training will take, from the newest one with the same network and image size; None if there is none."""
     for name in models.names(storage):
         for made in models.all_versions(storage, name):
+            if "imported" in made:
+                continue
             before = int(made["train_images"] + made["valid_images"]) * len(made["epochs"])
             if made["arch"] == data.get("arch") and str(made["image_size"]) == str(data.get("image_size")) and before:
                 return float(made["train_seconds"] * steps / before)

@@ -122,7 +122,11 @@ def delete_model(backend: Backend, name: str, version: int) -> None:
     ref = f"{name}/v{version}"
     models.info(backend.storage, name, version)
     for job in backend.store.page(sys.maxsize, states=tuple(state for state in State if not state.terminal)):
-        if ref in (job.spec.get("model") if job.kind == "classify" else None, job.spec.get("start")):
+        if ref in (
+            job.spec.get("model"),
+            job.spec.get("start"),
+            job.spec.get("then"),
+        ):  # of a training, `model` is a name without a version
             raise Conflict(f"{ref} is in use by the job {job.id}, which is {job.state}. Wait for it, or cancel it.")
     models.delete(backend.storage, name, version)
 
@@ -137,6 +141,10 @@ def describe(job: Job) -> str:
             return f"Classify with {spec['model']}"
         case "look":
             return f"Look at {spec['dataset']} v{spec['version']}"
+        case "export":
+            return f"Export {spec['model']} as ONNX"
+        case "adopt":
+            return f"Import the model {spec['model']}"
         case "scrape":
             return f"Scrape {spec['dataset']}"
         case _:

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from flask import Request
 from werkzeug.datastructures import FileStorage
 
+from shared import weights
 from shared.errors import Invalid
 from shared.items import FILES, MAX_LOCATOR, blob_key, check_zip, files_key, list_key, locator_of, open_zip, picture_member, upload_key
 from shared.jobs import new_id
@@ -130,6 +131,35 @@ def _deleted_when_bad(backend: Backend, upload_id: str) -> Iterator[None]:
     except BaseException:
         backend.storage.delete(upload_key(upload_id))
         raise
+
+
+# -- a model of another installation ----------------------------------------------------------------------------------
+
+
+def keep_model(backend: Backend, weights_file: FileStorage | None, info_file: FileStorage | None) -> str:
+    """Keep the two files of a model; returns the id of the upload. Raises Invalid: one is missing, too large, or no such file.
+
+    Nothing is loaded: info.json is read as data, and of the weights the header alone.
+    """
+    if weights_file is None or not weights_file.filename:
+        raise Invalid("Choose the model.safetensors of a model version.", field="weights")
+    if info_file is None or not info_file.filename:
+        raise Invalid("Choose the info.json that lies beside the model.safetensors.", field="info")
+    most = backend.settings.max_model_bytes
+    size = weights_file.stream.seek(0, os.SEEK_END)
+    if size > most:
+        raise Invalid(f"The weights have more than the {most:,} bytes that are allowed; see DARKROOM_MAX_MODEL_BYTES.", field="weights")
+    weights_file.stream.seek(0)
+    weights.check_safetensors(weights_file.stream, size)
+    weights_file.stream.seek(0)
+    info = info_file.stream.read(weights.MAX_INFO + 1)
+    weights.read_info(info)
+    upload_id = new_id()
+    with backend.storage.writing(weights.key(upload_id, "model.safetensors")) as out:
+        while chunk := weights_file.stream.read(CHUNK):
+            out.write(chunk)
+    backend.storage.write(weights.key(upload_id, "info.json"), info)
+    return upload_id
 
 
 # -- files by their content -------------------------------------------------------------------------------------------

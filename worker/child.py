@@ -188,6 +188,18 @@ def _look(room: Room, progress: Progress, spec: dict[str, Any], job: str) -> dic
     return look(parse("look", spec), job, room.storage, room.settings, progress)
 
 
+def _export(room: Room, progress: Progress, spec: dict[str, Any], job: str) -> dict[str, Any]:
+    from worker.exporting import export
+
+    return export(parse("export", spec), job, room.storage, room.settings, progress)
+
+
+def _adopt(room: Room, progress: Progress, spec: dict[str, Any], job: str) -> dict[str, Any]:
+    from worker.adopting import adopt
+
+    return adopt(parse("adopt", spec), job, room.storage, room.settings, progress)
+
+
 def _plan(room: Room, progress: Progress, spec: dict[str, Any], job: str, first: int) -> dict[str, Any]:
     from worker.classifying.batches import plan
 
@@ -228,6 +240,8 @@ CALLS: dict[str, Callable[..., dict[str, Any]]] = {
     "dataset": _dataset,
     "train": _train,
     "look": _look,
+    "export": _export,
+    "adopt": _adopt,
     "plan": _plan,
     "shard": _shard,
     "write_off": _write_off,

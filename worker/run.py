@@ -221,7 +221,7 @@ def _after_death(turn: _Turn, how: str) -> None:
     """What was done is tried again, a training from its last epoch on; a shard is split in the end."""
     worker, job, claim, attempt = turn.worker, turn.job, turn.claim, turn.attempt
     if job.kind != "classify" and attempt >= worker.settings.max_attempts:
-        what, then = ("process that read the images", "")
+        what, then = ("process that read the images" if job.kind in {"import", "scrape", "look"} else "process", "")
         if job.kind == "train":
             what, then = "training process", " No further epoch was finished; those before are kept, and `resume` goes on from there."
         _finish(worker, claim, State.FAILED, error=f"{attempt} times in a row the {what} {how}.{then}")
@@ -237,9 +237,10 @@ def _do(turn: _Turn) -> None:
         return
     if claim.attempt > worker.settings.max_attempts:
         raise Failed(f"The worker stopped answering, {worker.settings.max_attempts} times; the work was given up.")
-    child = Child(worker.settings, 0 if job.kind in {"train", "look"} else worker.settings.child_memory_bytes)
+    decodes = job.kind in {"import", "scrape"}  # pictures of strangers, and no torch, which maps far more memory than it uses
+    child = Child(worker.settings, worker.settings.child_memory_bytes if decodes else 0)
     try:
-        if job.kind in {"train", "look"}:
+        if not decodes:
             result = _call(turn, child, job.kind, spec=job.spec, job=job.id)
         else:
             result = _call(turn, child, "dataset", kind=job.kind, spec=job.spec, job=job.id)

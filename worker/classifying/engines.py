@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from shared.errors import DarkroomError
-from shared.specs import ARCHITECTURES
+from shared.specs import known_arch
 
 CPU_BATCH = 32  # as fast as any larger one, and a question about a single image waits for no more than this
 CLOSE = 0.05  # nats before the temperature: what a close call is with 16 bits where it was not measured when the model was trained
@@ -116,10 +116,10 @@ def read_info(folder: Path) -> dict[str, Any]:
         info = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DarkroomError(f"The model's {path} cannot be read: {error}.") from None
-    if info.get("arch") not in ARCHITECTURES:
-        raise DarkroomError(
-            f"The model in {folder} has the architecture {info.get('arch')!r}, which is none of {', '.join(ARCHITECTURES)}."
-        )
+    try:
+        known_arch(str(info.get("arch")))
+    except ValueError as error:
+        raise DarkroomError(f"The model in {folder} cannot be built: {error}.") from None
     missing = [key for key in ("classes", "image_size", "mean", "std") if key not in info]
     if missing:
         raise DarkroomError(f"The model's {path} does not say {', '.join(missing)}. Train the model again.")

@@ -36,11 +36,11 @@ from worker.training.precisions import measured
 from worker.training.recipe import build_learner, find_rate, fit, mixes, normalisation
 from worker.training.report import Rows, evaluate, report_of
 from worker.training.suspects import suspects_of
-from worker.training.weights import Origin, class_remarks, origin_of, weights_file
+from worker.training.weights import Origin, class_remarks, origin_of, weights_name
 
 READER_DEATHS = 2  # after which more of them say that the machine cannot do it
 SMALLEST_BATCH = 2  # batch normalisation needs two images
-LIBRARIES = ("torch", "torchvision", "fastai", "openvino", "nncf")
+LIBRARIES = ("torch", "torchvision", "fastai", "timm", "openvino", "nncf")
 
 
 def train(spec: TrainSpec, job: str, storage: Storage, settings: Settings, progress: Progress) -> dict[str, Any]:
@@ -178,7 +178,7 @@ def _info(
         "created": time.time(),
         "job": job,
         "arch": spec.arch,
-        "weights": weights_file(spec.arch).name if spec.start == "imagenet" else None,
+        "weights": weights_name(spec.arch) if spec.start == "imagenet" else None,
         "classes": report["classes"],
         "image_size": spec.image_size,
         "resize": spec.resize,

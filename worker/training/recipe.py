@@ -27,15 +27,16 @@ from fastai.metrics import error_rate
 from fastai.torch_core import set_seed, to_float
 from fastai.vision.augment import PadMode, RandomResizedCrop, Resize, ResizeMethod, aug_transforms
 from fastai.vision.core import PILImage, imagenet_stats
-from fastai.vision.learner import vision_learner
+from fastai.vision.learner import default_split, vision_learner
 from fasttransform import Transform
 
 from shared.errors import DarkroomError
-from shared.specs import TrainSpec, ViewSpec
+from shared.specs import ARCHITECTURES, TrainSpec, ViewSpec
+from worker.classifying.network import build_timm, check_image_size
 from worker.training.augmenting import Quick
 from worker.training.live import Live
 from worker.training.pictures import Sample
-from worker.training.weights import Origin, fetch_weights, take_over
+from worker.training.weights import Origin, fetch_weights, take_over, timm_stats
 
 FEW_PIXELS = 50_000_000  # decoded by one core in about as long as loader processes take to start
 MOST_WORKERS = 8
@@ -48,23 +49,21 @@ def build_learner(spec: TrainSpec, samples: list[Sample], origin: Origin | None 
 
     `origin`: the model that it starts from, if the spec names one.
     """
-    if spec.start == "imagenet":
-        fetch_weights(spec.arch)
+    weights = fetch_weights(spec.arch) if spec.start == "imagenet" else None
     set_seed(spec.seed, reproducible=True)
     dls = build_dataloaders(spec, samples, origin)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # fastai builds some networks in a way that torchvision has deprecated
-        arch = getattr(torchvision.models, spec.arch)
-        learner = vision_learner(
-            dls,
-            arch,
-            pretrained=spec.start == "imagenet",
-            metrics=error_rate,
-            loss_func=loss_function(spec, [s for s in samples if not s.valid]),
-        )
+    more = {"metrics": error_rate, "loss_func": loss_function(spec, [s for s in samples if not s.valid])}
+    if spec.arch in ARCHITECTURES:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # fastai builds some networks in a way that torchvision has deprecated
+            learner = vision_learner(dls, getattr(torchvision.models, spec.arch), pretrained=weights is not None, **more)
+    else:  # what `vision_learner` makes of a name, but for where the weights come from
+        learner = Learner(dls, build_timm(spec.arch, len(dls.vocab), spec.image_size, weights), splitter=default_split, **more)
+        if weights:
+            learner.freeze()
     if origin:
         take_over(learner.model, list(dls.vocab), origin)
-    check_image_size(spec, learner)
+    check_image_size(learner.model, spec.arch, spec.image_size)
     return learner
 
 
@@ -123,11 +122,14 @@ def loss_function(spec: TrainSpec, training: list[Sample]) -> BaseLoss:
 def normalisation(spec: TrainSpec, origin: Origin | None) -> tuple[list[float], list[float]] | None:
     """Mean and standard deviation of each channel, in [0, 1], that the network's input is normalised with; None: not at all.
 
-    ImageNet's with ImageNet weights, for every network: `vision_learner` would leave it out for those that it has no entry for.
+    ImageNet's with torchvision's weights, for every network: `vision_learner` would leave it out for those that it has no entry for. timm
+    says of each of its weights what they were trained with.
     """
     if origin:
         return (origin.info["mean"], origin.info["std"]) if origin.info["mean"] else None
-    return imagenet_stats if spec.start == "imagenet" else None
+    if spec.start != "imagenet":
+        return None
+    return imagenet_stats if spec.arch in ARCHITECTURES else timm_stats(spec.arch)
 
 
 def _normalise(spec: TrainSpec, origin: Origin | None) -> list[Normalize]:
@@ -148,21 +150,6 @@ def loader_workers(training: list[Sample]) -> int:
     if sum(s.pixels for s in training) < FEW_PIXELS:
         return 0
     return min(MOST_WORKERS, len(os.sched_getaffinity(0)))
-
-
-def check_image_size(spec: TrainSpec, learner: Learner) -> None:
-    """Raises DarkroomError if the network shrinks images of this size to nothing."""
-    if spec.image_size >= 64:  # enough for all of them
-        return
-    parameter = next(learner.model.parameters())
-    learner.model.eval()
-    try:
-        with torch.inference_mode():
-            learner.model(torch.zeros(1, 3, spec.image_size, spec.image_size, device=parameter.device))
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError:
-        raise DarkroomError(f"Images of {spec.image_size} pixels are too small for {spec.arch}. Choose a larger image size.") from None
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,7 @@
-"""What a training starts from: ImageNet weights, in torch's own cache or downloaded into it, or a model of ours. Never silently none."""
+"""What a training starts from: published weights, in the cache of torch or of the Hugging Face hub or downloaded into it, or a model of ours.
+
+Never silently none. torchvision's weights are pickles, opened only as far as tensors go; timm's are taken as safetensors, and from nothing else.
+"""
 
 import http.client
 import pickle
@@ -9,19 +12,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import torchvision
 from fastai.vision.learner import model_meta
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torchvision.models import WeightsEnum
 
 from shared import models
 from shared.errors import DarkroomError
-from shared.specs import TrainSpec
+from shared.specs import ARCHITECTURES, TrainSpec
 from shared.storage import Storage
 
 PATIENCE = 20.0  # seconds without a byte before a download is given up
+SAFETENSORS = "model.safetensors"  # what the hub calls them
 
 
 def weights_of(arch: str) -> WeightsEnum:
@@ -37,16 +44,30 @@ def weights_file(arch: str) -> Path:
     return Path(torch.hub.get_dir()).absolute() / "checkpoints" / weights_of(arch).url.rsplit("/", 1)[-1]
 
 
-def fetch_weights(arch: str) -> None:
-    """Make sure that the weights are in torch's cache. Raises DarkroomError with what to do when they are not.
+def weights_name(arch: str) -> str:
+    """What info.json calls the weights: torchvision's file, or where timm's are on the hub."""
+    return weights_file(arch).name if arch in ARCHITECTURES else str(_hub(arch))
 
-    torch downloads into a file beside it, compares the hash, and renames: a half file never has the name.
-    """
+
+def timm_stats(arch: str) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each channel, in [0, 1], that timm's weights were trained with."""
+    known = timm.get_pretrained_cfg(arch)
+    return list(known.mean), list(known.std)
+
+
+def fetch_weights(arch: str) -> Path:
+    """Make sure that the weights are on this machine, and say where. Raises DarkroomError with what to do when they are not."""
+    return _fetch_torchvision(arch) if arch in ARCHITECTURES else _fetch_timm(arch)
+
+
+def _fetch_torchvision(arch: str) -> Path:
+    """Its file: torch downloads into a file beside it, compares the hash, and renames: a half file never has the name."""
     path = weights_file(arch)
     there = path.exists()
     try:
         with _patience():
-            weights_of(arch).get_state_dict(progress=False, check_hash=True)
+            # tensors and nothing else: whatever would run code is refused here, before the network's own loader reads the file again
+            weights_of(arch).get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (OSError, http.client.HTTPException, RuntimeError, pickle.UnpicklingError, EOFError) as error:
         if there:
             raise DarkroomError(
@@ -56,6 +77,31 @@ def fetch_weights(arch: str) -> None:
             f"The ImageNet weights of {arch} are not on this machine and could not be downloaded ({error}). "
             f"Put the file {path.name} at {path}, or train from scratch (`--start scratch`)."
         ) from error
+    return path
+
+
+def _fetch_timm(arch: str) -> Path:
+    """The hub's client has a cache of its own (HF_HOME), time limits, and gives up after some tries."""
+    repository = _hub(arch)
+    if repository is None:
+        raise DarkroomError(f"The weights of {arch} are published as a pickle alone, which Darkroom does not open. Choose another network.")
+    try:
+        path = Path(hf_hub_download(repository, SAFETENSORS, token=False, etag_timeout=PATIENCE / 2))
+        load_file(path)
+    except SafetensorError as error:
+        raise DarkroomError(f"The file {path} cannot be read as safetensors ({error}). Delete it and put a good one there.") from error
+    except (OSError, HfHubHTTPError) as error:
+        raise DarkroomError(
+            f"The weights of {arch} are not on this machine and could not be downloaded: {str(error).strip().splitlines()[0]} "
+            f"Fetch them where there is internet, with `hf download {repository} {SAFETENSORS}`, and copy the folder that HF_HOME names "
+            f"(else ~/.cache/huggingface), or train from scratch (`--start scratch`)."
+        ) from error
+    return path
+
+
+def _hub(arch: str) -> str | None:
+    """Where timm's weights are on the hub."""
+    return timm.get_pretrained_cfg(arch).hf_hub_id  # type: ignore[no-any-return]
 
 
 @contextmanager
