@@ -23,7 +23,7 @@ from shared.settings import Settings
 # working: a step of resnet18 took 47 ms alone, 607 ms beside two others, and 206 ms with this limit, which costs nothing alone
 SPINS = "10000"
 COMMAND = (sys.executable, "-m", "worker.child")
-OUTCOMES = {"result", "failed", "stuck", "cancelled", "bug"}
+OUTCOMES = {"result", "failed", "stuck", "died", "cancelled", "bug"}
 
 
 class ChildDied(Exception):
@@ -73,7 +73,7 @@ class Child:
     def messages(self, number: int, every: float) -> Iterator[dict[str, Any] | None]:
         """The messages of a call, and None whenever `every` seconds have passed without one.
 
-        The last message is the outcome: `result`, `failed`, `stuck`, `cancelled` or `bug`. Raises ChildDied.
+        The last message is the outcome: `result`, `failed`, `stuck`, `died`, `cancelled` or `bug`. Raises ChildDied.
         """
         answers = self._answers[number]
         try:
