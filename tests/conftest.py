@@ -17,6 +17,9 @@ from cli.start import environment, free_port, redis_server
 from shared.settings import Settings
 from web.backend import Backend
 
+# as in children (worker/device.py), before torch is imported: on a busy machine waiting threads spin instead of letting others work
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
 
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:

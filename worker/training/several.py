@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -241,7 +242,9 @@ class Together(Callback):
         """Wrap the network, anew each epoch, so that one after a crash adds up in the same order as one without. Crops differ by rank."""
         set_seed(torch.initial_seed() + self.rank)
         device = [torch.cuda.current_device()] if torch.cuda.is_available() else None
-        self.learn.model = DistributedDataParallel(self.model, device_ids=device, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # the option has a new name, which older versions do not know
+            self.learn.model = DistributedDataParallel(self.model, device_ids=device, broadcast_buffers=False)
 
     def after_loss(self) -> None:
         """Weight it: gradients are averaged as if all parts were equal."""
