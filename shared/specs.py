@@ -298,6 +298,9 @@ class TrainSpec(ViewSpec):
         title="Mixed precision",
         description="train with 16 bits where that loses nothing, which takes half the time; auto: where the processor or GPU has them",
     )
+    gpus: int = Field(
+        1, ge=1, le=16, title="GPUs", description="how many GPUs of one machine train together, each on its share of every batch"
+    )
     valid_pct: float = Field(0.2, ge=0.01, le=0.9, title="Validation share", description="share of the images kept for validation")
     seed: int = Field(42, ge=0, le=2**31 - 1, title="Seed", description="of the split and of training")
     parent: ModelRef | None = Field(None, title="Retrain of", description="the model version whose form this was, kept as lineage")
@@ -318,6 +321,15 @@ class TrainSpec(ViewSpec):
     def frozen(self) -> int:
         """Epochs that train the head alone: none from scratch, where no body is worth freezing."""
         return 0 if self.start == "scratch" else self.frozen_epochs
+
+    @field_validator("gpus")
+    @classmethod
+    def check_gpus(cls, gpus: int, info: ValidationInfo) -> int:
+        """Each of several has two images of a batch at least."""
+        batch = info.data.get("batch_size", 2 * gpus)  # missing: it is at fault itself
+        if gpus > 1 and batch < 2 * gpus:
+            raise ValueError(f"{gpus} GPUs cannot share a batch of {batch} images; each needs two at least")
+        return gpus
 
     @field_validator("start")
     @classmethod

@@ -5,7 +5,7 @@ goes to standard error. It dies with its parent.
 
     in:   {"id": 1, "call": "shard", "args": {...}}        {"stop": 1}
     out:  {"id": 1, "progress": {...}}  {"id": 1, "row": [list, value]}  {"id": 1, "read": true}  and last one of
-          {"id": 1, "result": {...}}  {"failed": "a sentence"}  {"stuck": "No space left ..."}  {"cancelled": true}  {"bug": "traceback"}
+          {"id": 1, "result": {...}}  {"failed": "a sentence"}  {"stuck": "No space left ..."}  {"died": "was killed ..."}  {"cancelled": true}  {"bug": "traceback"}
 
 Calls are done one after the other, but a single image (`predict`) is looked at between two mini-batches of what is under
 way, and a shard that waits is read and decoded while the one before it is still in the network.
@@ -32,6 +32,7 @@ from shared.log import configure
 from shared.settings import Settings
 from shared.specs import parse
 from shared.storage import Storage
+from worker.device import ChildDied
 from worker.progress import Progress
 
 PR_SET_PDEATHSIG = 1
@@ -156,6 +157,8 @@ class Room:
             outcome = {"cancelled": True}
         except DarkroomError as error:
             outcome = {"failed": str(error)}
+        except ChildDied as death:  # one of the processes that share the work
+            outcome = {"died": str(death)}
         except OSError as error:
             # the operator's to heal, and told as such; any other is a bug
             known = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EIO}

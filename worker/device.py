@@ -25,7 +25,7 @@ SPINS = "10000"
 # the hub's client tells its makers what it runs on, and draws progress bars; it reads these when it is imported
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 COMMAND = (sys.executable, "-m", "worker.child")
-OUTCOMES = {"result", "failed", "stuck", "cancelled", "bug"}
+OUTCOMES = {"result", "failed", "stuck", "died", "cancelled", "bug"}
 
 
 class ChildDied(Exception):
@@ -75,7 +75,7 @@ class Child:
     def messages(self, number: int, every: float) -> Iterator[dict[str, Any] | None]:
         """The messages of a call, and None whenever `every` seconds have passed without one.
 
-        The last message is the outcome: `result`, `failed`, `stuck`, `cancelled` or `bug`. Raises ChildDied.
+        The last message is the outcome: `result`, `failed`, `stuck`, `died`, `cancelled` or `bug`. Raises ChildDied.
         """
         answers = self._answers[number]
         try:

@@ -35,6 +35,11 @@ class Progress:
         self.check()
         self._emit({"row": [name, value]})
 
+    def hand_on(self, message: dict[str, Any]) -> None:
+        """Publish what the Progress of another process has emitted."""
+        self._fields.update(message.get("progress", {}))
+        self._emit({"progress": dict(self._fields)} if "progress" in message else message)
+
     def anew(self, name: str) -> None:
         """Begin a list of the job again: the next row is its first."""
         self._emit({"anew": name})

@@ -329,6 +329,8 @@ def _call(turn: _Turn, child: Child, name: str, **args: Any) -> dict[str, Any]:
             raise Failed(message["failed"])
         if "stuck" in message:
             raise Stuck(message["stuck"])
+        if "died" in message:
+            raise ChildDied(message["died"])
         if "bug" in message:
             log.error("bug", traceback=message["bug"])
             raise Failed(f"This is a bug in Darkroom: {message['bug'].strip().splitlines()[-1]}")

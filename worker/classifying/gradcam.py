@@ -35,7 +35,7 @@ def explain(ref: str, image: str, label: str, storage: Storage, settings: Settin
     classes, size = info["classes"], info["image_size"]
     if label and label not in classes:
         raise Invalid(f"The model {name}/v{version} has no class {label!r}.", field="class")
-    pixels, _ = look(base64.b64decode(image), size, True, settings.max_image_bytes)
+    pixels, _ = look(base64.b64decode(image), size, True, settings.max_image_bytes, info.get("resize", "squish"))
     probabilities, heat = grad_cam(network, torch.tensor(pixels).permute(2, 0, 1), classes.index(label) if label else None)
     best = int(probabilities.argmax())
     margin = (1 - size / resized_to(size)) / 2

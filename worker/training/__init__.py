@@ -9,6 +9,7 @@ measures the quicker ones. Nothing is published before all of it exists.
 import gc
 import importlib.metadata
 import json
+import os
 import tempfile
 import time
 from dataclasses import dataclass
@@ -52,6 +53,10 @@ def train(spec: TrainSpec, job: str, storage: Storage, settings: Settings, progr
     file stays, and the checkpoint of the last epoch does.
     """
     progress.update(phase="preparing")
+    if spec.gpus > 1:
+        from worker.training.several import check_machine  # here, for its processes import this module
+
+        check_machine(spec.gpus, torch.cuda.device_count() if torch.cuda.is_available() else 0, len(os.sched_getaffinity(0)))
     dataset = datasets.info(storage, spec.dataset, spec.version)
     samples = samples_of(spec, dataset["version"], storage, settings, progress)
     origin = origin_of(spec, storage)
@@ -61,7 +66,7 @@ def train(spec: TrainSpec, job: str, storage: Storage, settings: Settings, progr
     deaths = 0
     while True:
         try:
-            fitted = _fit(spec, batch_size, job, samples, origin, kept, storage, progress)
+            fitted = _fit(spec, batch_size, job, samples, origin, kept, storage, settings, progress)
             break
         except RuntimeError as error:
             if str(error).startswith("DataLoader worker") and deaths < READER_DEATHS:
@@ -95,22 +100,21 @@ def _fit(
     origin: Origin | None,
     kept: Checkpoint | None,
     storage: Storage,
+    settings: Settings,
     progress: Progress,
 ) -> Fitted:
     """Train to the end and evaluate."""
     learner = build_learner(spec.model_copy(update={"batch_size": batch_size}), samples, origin)
     standing = kept.standing if kept else Standing(batch_size)
     standing.batch_size = batch_size
-    if kept:
-        checkpoints.put_weights_back(learner, kept)
-    if spec.find_lr and not standing.epochs:
-        progress.update(phase="finding the learning rate")
-        standing.base_lr, standing.lr_curve = find_rate(learner, spec, Watch(progress))
-    base_lr = standing.base_lr or spec.base_lr
-    live = Live(progress, spec, learner.dls, standing)
-    keep = Keep(storage, job, spec, standing, kept, progress)
-    fit(learner, spec.model_copy(update={"base_lr": base_lr}), live, keep)
+    if spec.gpus > 1 and not standing.over:
+        from worker.training import several
+
+        kept = several.fit(several.Order(spec, job, samples, standing, settings), storage, progress)
+        standing = kept.standing
+    live, keep = learn(learner, spec, job, kept, standing, storage, progress)
     progress.update(phase="evaluating")
+    learner.dls.valid.bs //= spec.gpus  # what one of them had before it, as it may be as much as fits
     if spec.keep_best and standing.best < len(standing.rows):
         learner.model.load_state_dict(keep.best)
     learner.loss_func = CrossEntropyLossFlat()  # the loss of an image is the same whatever the training smoothed and weighted
@@ -123,7 +127,8 @@ def _fit(
         "train_seconds": round(sum(row["seconds"] for row in standing.rows), 1),
         "device": live.device,
         "mixed_precision": mixes(spec, learner.dls.device),
-        "base_lr": base_lr,
+        "gpus": spec.gpus,
+        "base_lr": standing.base_lr or spec.base_lr,
         "batch_size": learner.dls.train.bs,
         "best_epoch": report["best_epoch"],
         "temperature": calibration["temperature"],
@@ -135,6 +140,27 @@ def _fit(
     return Fitted(learner, made, report, rows)
 
 
+def learn(
+    learner: Learner,
+    spec: TrainSpec,
+    job: str,
+    kept: Checkpoint | None,
+    standing: Standing,
+    storage: Storage | None,
+    progress: Progress,
+) -> tuple[Live, Keep]:
+    """Train from where `standing` is to the end of the spec's epochs. `storage`: None where another of several processes writes."""
+    if kept:
+        checkpoints.put_weights_back(learner, kept)
+    if spec.find_lr and not standing.epochs:
+        progress.update(phase="finding the learning rate")
+        standing.base_lr, standing.lr_curve = find_rate(learner, spec, Watch(progress))
+    live = Live(progress, spec, learner.dls, standing)
+    keep = Keep(storage, job, spec, standing, kept, progress)
+    fit(learner, spec.model_copy(update={"base_lr": standing.base_lr or spec.base_lr}), live, keep)
+    return live, keep
+
+
 def _halved(error: RuntimeError, spec: TrainSpec, batch_size: int) -> int:
     """Half a batch, if too little memory was the error; any other is raised again, or told. torch has a class for CUDA alone."""
     if str(error).startswith("DataLoader worker"):
@@ -143,7 +169,7 @@ def _halved(error: RuntimeError, spec: TrainSpec, batch_size: int) -> int:
         ) from error
     if not isinstance(error, torch.OutOfMemoryError) and "DefaultCPUAllocator" not in str(error):
         raise error
-    if batch_size < 2 * SMALLEST_BATCH:
+    if batch_size < 2 * SMALLEST_BATCH * spec.gpus:
         raise DarkroomError(
             f"The device has not enough memory even for batches of {batch_size} images of {spec.image_size} pixels. Choose a smaller image size."
         ) from None

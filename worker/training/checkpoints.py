@@ -22,7 +22,7 @@ from shared.storage import Storage
 from worker.progress import Progress
 
 # what may differ between a training and the one it goes on from
-FREE = {"model", "notes", "parent", "continues", "rule"}
+FREE = {"model", "notes", "parent", "continues", "rule", "gpus"}
 # what must be the same where a finished training gets more epochs
 BOUND = ("dataset", "version", "arch", "image_size", "valid_pct", "seed")
 
@@ -158,7 +158,10 @@ class Keep(Callback):
 
     order = 71  # after Live has the row of the epoch
 
-    def __init__(self, storage: Storage, job: str, spec: TrainSpec, standing: Standing, kept: Checkpoint | None, told: Progress) -> None:
+    def __init__(
+        self, storage: Storage | None, job: str, spec: TrainSpec, standing: Standing, kept: Checkpoint | None, told: Progress
+    ) -> None:
+        """`storage`: None where another of several processes writes."""
         self.storage, self.job, self.spec, self.standing, self.told = storage, job, spec, standing, told
         self.best: Tensors = kept.best or kept.weights if kept else {}
         self.seen = len(standing.rows)
@@ -185,7 +188,8 @@ class Keep(Callback):
         standing.smooth = (float(smooth.val), smooth.count)
         stop = stale(self.spec, standing)
         standing.over = stop or standing.epochs == self.spec.frozen + self.spec.epochs
-        write(self.storage, self.job, self.spec, self.learn, standing, self.best if standing.best < self.seen else {})
+        if self.storage:
+            write(self.storage, self.job, self.spec, self.learn, standing, self.best if standing.best < self.seen else {})
         self.told.kept()
         if stop:
             raise CancelFitException

@@ -54,7 +54,7 @@ class Live(Watch):
         to_come = [n < spec.frozen for n in range(standing.epochs, spec.frozen + spec.epochs)]
         self.work = self.work_before = sum(self.work_an_epoch[frozen] for frozen in ended)
         self.work_total = self.work + sum(self.work_an_epoch[frozen] for frozen in to_come)
-        self.device = device_name(dls.device)
+        self.device = device_name(dls.device, spec.gpus)
         self.done = len(standing.rows) * self.batches
         self.started = self.epoch_started = self.told_at = 0.0
         self.images = 0  # trained on in this epoch
@@ -139,6 +139,7 @@ def memory() -> dict[str, int]:
     return held | ({"gpu_memory_mb": round(torch.cuda.memory_reserved() / 1e6)} if torch.cuda.is_available() else {})
 
 
-def device_name(device: torch.device) -> str:
-    """The device as a person calls it."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+def device_name(device: torch.device, how_many: int = 1) -> str:
+    """The device as a person calls it, and how many of them."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return name if how_many == 1 else f"{how_many} x {name}"
