@@ -17,7 +17,7 @@ from shared.jobs import EXPLAIN, JobStore, connect
 from shared.storage import Storage
 from web import create_app
 from web.backend import Backend
-from worker.classifying.gradcam import explain, grad_cam
+from worker.classifying.gradcam import explain, grad_cam, seen
 from worker.classifying.network import Normalised
 from worker.run import Explainer, Worker
 
@@ -86,6 +86,21 @@ def test_a_network_without_feature_maps_is_a_sentence():
     network = Normalised(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)), None, None)
     with pytest.raises(DarkroomError, match="no maps of features"):
         grad_cam(network, torch.zeros(3, 2, 2, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize(
+    ("resize", "shares"), [("squish", [1 / 16, 1 / 16, 15 / 16, 15 / 16]), ("crop", [1 / 4, 0, 3 / 4, 1]), ("pad", [0, -1 / 2, 1, 3 / 2])]
+)
+def test_the_part_that_is_seen_is_that_of_the_way_a_picture_becomes_a_square(resize, shares):
+    assert seen(400, 200, 224, resize) == pytest.approx(shares)
+
+
+@pytest.mark.parametrize("shares", [[0.25, 0, 0.75, 1], [0, -0.5, 1, 1.5]])
+def test_heat_is_laid_on_whatever_part_was_seen(shares):
+    data = encoded(Image.new("RGB", (400, 200), (128, 128, 128)))
+    with Image.open(io.BytesIO(heat.overlay(data, [[0, 1], [0, 1]], shares, 400, "PNG"))) as shown:
+        left, right = shown.getpixel((105, 100)), shown.getpixel((295, 100))
+    assert (shown.size, left, right != left) == ((400, 200), (128, 128, 128), True)
 
 
 def test_the_heat_lies_on_the_part_of_the_picture_that_the_network_sees():

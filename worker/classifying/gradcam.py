@@ -17,7 +17,7 @@ from shared.errors import DarkroomError, Invalid
 from shared.settings import Settings
 from shared.storage import Storage
 from worker.classifying import engines
-from worker.classifying.decoding import look, resized_to
+from worker.classifying.decoding import look, resized_to, square_of
 from worker.classifying.network import Normalised, load_network
 
 
@@ -25,7 +25,7 @@ def explain(ref: str, image: str, label: str, storage: Storage, settings: Settin
     """What a model's answer for one image, base64, rests on, or with a `label` what speaks for that class.
 
     `{label, probability, probabilities: {class: p}, class, heat: rows of 0 to 1, seen, model, version, ms}`: `heat` has the resolution of
-    the network's last feature map, `seen` is the part of the picture that it covers: left, top, right, bottom as shares.
+    the network's last feature map, `seen` is the part of the picture that it covers.
     Raises BadImage, NotFound, and Invalid for a class that the model does not know.
     """
     started = time.perf_counter()
@@ -35,21 +35,30 @@ def explain(ref: str, image: str, label: str, storage: Storage, settings: Settin
     classes, size = info["classes"], info["image_size"]
     if label and label not in classes:
         raise Invalid(f"The model {name}/v{version} has no class {label!r}.", field="class")
-    pixels, _ = look(base64.b64decode(image), size, True, settings.max_image_bytes, info.get("resize", "squish"))
+    resize = info.get("resize", "squish")
+    pixels, picture = look(base64.b64decode(image), size, True, settings.max_image_bytes, resize)
     probabilities, heat = grad_cam(network, torch.tensor(pixels).permute(2, 0, 1), classes.index(label) if label else None)
     best = int(probabilities.argmax())
-    margin = (1 - size / resized_to(size)) / 2
     return {
         "label": classes[best],
         "probability": float(probabilities[best]),
         "probabilities": dict(zip(classes, probabilities.tolist(), strict=True)),
         "class": label or classes[best],
         "heat": [[round(value, 4) for value in row] for row in heat.tolist()],
-        "seen": [margin, margin, 1 - margin, 1 - margin],
+        "seen": seen(picture.width, picture.height, size, resize),
         "model": name,
         "version": version,
         "ms": round((time.perf_counter() - started) * 1000, 1),
     }
+
+
+def seen(width: int, height: int, size: int, resize: str) -> list[float]:
+    """Left, top, right and bottom of the part of a picture that a network sees, as shares of it; beyond 0 and 1 where it sees black bars."""
+    if resize == "squish":
+        margin = (1 - size / resized_to(size)) / 2
+        return [margin, margin, 1 - margin, 1 - margin]
+    left, top, side = square_of(width, height, size, resize)
+    return [left / width, top / height, (left + side) / width, (top + side) / height]
 
 
 @lru_cache(maxsize=2)
