@@ -60,13 +60,13 @@ def beside(client: Client, made: dict[str, Any]) -> None:
     """Tell whether a model that was retrained is better than the one it came from; nothing for one that came from none."""
     new = f"{made['model']}/v{made['version']}"
     where = ("models", made["model"], "versions", made["version"])
-    old = client.get(*where).get("parent")
-    if not old:
-        return
     try:
+        old = client.get(*where).get("parent")
+        if not old:
+            return
         found = client.get(*where, "compare", **{"with": old})
     except (NotFound, Invalid) as error:
-        notice(f"{new} cannot be compared with {old}. {error}")
+        notice(f"{new} is not compared with what it came from. {error}")
         return
     said = {"even": f"{new} and {old} may be equally good"}.get(found["verdict"], f"{new} is {found['verdict']} than {old}")
     then, now = (show.rate(e) for e in found["error_rate"])
@@ -151,18 +151,18 @@ def _phase(job: dict[str, Any]) -> str:
     if job["cancel"] and job["state"] not in ENDED:
         return "stopping"
     if job["state"] == "running":
-        return " · ".join([str(job["progress"].get("phase") or "running"), *_training(job["progress"])])
+        return _training(job["progress"]) or str(job["progress"].get("phase") or "running")
     return "waiting for a worker" if job["state"] == "queued" else str(job["state"])
 
 
-def _training(progress: dict[str, Any]) -> list[str]:
-    """How a training is doing, shortest first worth knowing."""
-    if "loss" not in progress or progress.get("phase") != "training":
-        return []
+def _training(progress: dict[str, Any]) -> str:
+    """How a training is doing, in so few characters that a bar finds room beside them in 80 columns; nothing before and after it trains."""
+    if "lr" not in progress or progress.get("phase") != "training":
+        return ""
     told = [f"epoch {progress['epoch']}/{progress['epochs']}", f"loss {progress['loss']:.4f}", f"lr {progress['lr']:.1e}"]
     if memory := progress.get("gpu_memory_mb") or progress.get("memory_mb"):
         told.append(show.size(memory * 1e6))
-    return [*told, f"{show.duration(progress['seconds_left'])} left"]
+    return " · ".join([*told, f"{show.duration(progress['seconds_left'])} left"])
 
 
 def notice(text: str) -> None:
@@ -180,7 +180,8 @@ def reporting(unit: Callable[[float], str] = "{:,.0f}".format) -> Iterator[Repor
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     phase_text, count_text = (TextColumn(f"{{task.{field}}}", markup=False) for field in ("description", "fields[shown]"))
-    with Progress(phase_text, BarColumn(), count_text, TimeElapsedColumn(), console=Console(stderr=True), transient=True) as bar:
+    columns = (phase_text, BarColumn(bar_width=None), count_text, TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True, expand=True) as bar:
         task = bar.add_task("", total=None, shown="")
 
         def report(done: int, total: int, phase: str) -> None:

@@ -41,6 +41,17 @@ def test_flips_and_classes_are_counted_on_the_images_in_common(storage, tmp_path
     assert found["interval"][0] == list(wilson(3, 5))
 
 
+@pytest.mark.parametrize(
+    ("fixed", "broken", "verdict"), [(9, 0, "better"), (0, 9, "worse"), (5, 4, "even"), (0, 0, "even"), (3, 0, "even")]
+)
+def test_the_verdict_is_that_of_the_test_and_not_of_the_rates(storage, tmp_path, fixed, broken, verdict):
+    right, wrong = ("cat", "cat"), ("cat", "dog")
+    flips = [(wrong, right)] * fixed + [(right, wrong)] * broken + [(right, right)]
+    for name, side in (("old", 0), ("new", 1)):
+        publish(storage, tmp_path / name, [(str(i), *flip[side]) for i, flip in enumerate(flips)])
+    assert compare(storage, ("m", 1), ("m", 2))["verdict"] == verdict
+
+
 def test_models_without_a_common_image_are_not_compared(storage, tmp_path):
     publish(storage, tmp_path / "old", [("a", "cat", "cat")])
     publish(storage, tmp_path / "new", [("b", "cat", "cat")])

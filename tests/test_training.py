@@ -208,6 +208,8 @@ def test_every_message_is_json_and_the_last_batch_is_told(trained):
     last = [state for state in states if state["phase"] == "training"][-1]
     assert last["done"] == last["total"] == 2 * last["batches"]
     assert {"epoch", "epochs", "batch", "loss", "lr", "seconds_left", "device"} <= last.keys()
+    assert last["images_per_second"] > 0
+    assert 100 < last["memory_mb"] < 100_000  # torch alone has more than that
 
 
 def test_epochs_and_losses_are_published_as_they_come(trained):
