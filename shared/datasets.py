@@ -92,8 +92,8 @@ def latest(storage: Storage, name: str) -> int:
 def info(storage: Storage, name: str, version: int | None = None) -> dict[str, Any]:
     """The info of a version, the newest if none is named. Raises NotFound.
 
-    Keys: dataset, version, created (seconds since 1970), job, source, images, classes ({name: count}), dropped
-    ({reason: count}), licences, bytes, hash.
+    Keys: dataset, version, created (seconds since 1970), job, parent (the version it adds to, or None), source, images, classes
+    ({name: count}), dropped ({reason: count}), edits ({action: count} of the changes it includes), licences, bytes, hash.
     """
     number = latest(storage, name) if version is None else version
     check(Name, name)
