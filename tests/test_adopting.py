@@ -163,7 +163,7 @@ def torch_file():
     "data", [pickle.dumps({"a": 1}), pickle.dumps([1], protocol=2), torch_file()], ids=["pickle", "protocol 2", "torch"]
 )
 def test_a_pickle_is_refused_with_why_and_what_to_do(data):
-    with pytest.raises(Invalid, match=r"is a pickle\b.* runs whatever code is in it.* safetensors\.torch\.save_file"):
+    with pytest.raises(Invalid, match=r"is a pickle\b.* runs whatever code is in it.*safetensors\.torch\.save_file"):
         weights.check_safetensors(io.BytesIO(data), len(data))
 
 
