@@ -19,7 +19,7 @@ from flask.testing import FlaskClient
 from PIL import Image
 
 from shared import datasets, models, results, review
-from shared.jobs import JobStore, State, connect
+from shared.jobs import Claim, JobStore, State, connect
 from shared.settings import Settings
 from shared.specs import parse
 from shared.storage import Storage
@@ -28,6 +28,7 @@ from web.forms import SpecForm, class_lines
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 CLASSES = ["hat", HOSTILE]
+EPOCH = {"epoch": 0, "frozen": True, "train_loss": 0.9, "valid_loss": 0.7, "error_rate": 0.25, "seconds": 3.0}
 PAGES = ["/", "/datasets", "/datasets/new", "/trainings/new", "/models", "/batches", "/batches/new", "/jobs", "/workers"]
 
 
@@ -75,7 +76,7 @@ def make_dataset(storage: Storage) -> list[dict[str, object]]:
 
 
 def make_model(storage: Storage, rows: list[dict[str, object]]) -> None:
-    epoch = {"epoch": 0, "frozen": True, "train_loss": 0.9, "valid_loss": 0.7, "error_rate": 0.25, "seconds": 3.0}
+    epoch = EPOCH
     mistake = {"sha256": rows[1]["sha256"], "ext": "jpg", "actual": HOSTILE, "predicted": "hat", "probability": 0.8}
     report = {
         "classes": CLASSES,
@@ -433,6 +434,23 @@ def test_a_training_that_left_an_epoch_is_resumed_on_its_page(client: FlaskClien
     assert "Resume from epoch" in client.get(page).text
     again = post(client, page, f"/jobs/{job}/resume").location.rsplit("/", 1)[1]
     assert filled.store.get(again).spec["continues"] == job
+
+
+def test_a_running_training_tells_how_it_does_and_a_cancelled_one_what_it_has_left(client: FlaskClient, filled: SimpleNamespace) -> None:
+    progress = {"phase": "training", "done": 4, "total": 9, "epoch": 1, "epochs": 3, "loss": 0.51, "lr": 0.00192, "seconds_left": 65}
+    told = {**progress, "device": HOSTILE, "images_per_second": 412.4, "memory_mb": 1369, "gpu_memory_mb": 512}
+    job = make_job(filled.store, "train", {"dataset": "clothing", "version": 1, "model": "clothing"}, told)
+    page = client.get(f"/jobs/{job}/live").text
+    for words in ("0.5100", "0.0019", "412<small>images a second", "1.4 GB<small>512 MB on the GPU", "about 1 min 5 s left"):
+        assert words in page, words
+    filled.store.redis.rpush(f"darkroom:job:{job}:epochs", json.dumps({**EPOCH, "epoch": 1}))
+    filled.storage.write(models.checkpoint_key(job), b"weights")
+    filled.store.cancel(job)
+    token = filled.store.redis.hget(f"darkroom:unit:{job}:main", "token").decode()
+    filled.store.release(Claim(job, "main", token, 1), counted=False)  # its worker has stopped
+    page = client.get(f"/jobs/{job}").text
+    assert "1 epoch is finished and kept" in page
+    assert "Resume from epoch 1" in page
 
 
 def test_a_scrape_is_ordered_from_lines(client: FlaskClient, filled: SimpleNamespace) -> None:
