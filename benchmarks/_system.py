@@ -4,6 +4,7 @@ Everything runs on loopback in a temporary folder. Processes that lose their par
 end, on Ctrl-C and after an error it finds and ends every process that it or one of its children has started.
 """
 
+import argparse
 import ctypes
 import hashlib
 import json
@@ -113,6 +114,25 @@ def call(module: str, *args: str, timeout: float = 3600) -> dict[str, Any]:
         raise SystemExit(f"`python -m {module} {' '.join(args)}` failed with exit code {done.returncode}; what it said stands above.")
     facts: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return facts | ({"start_up": facts["start_up"] - started} if "start_up" in facts else {})
+
+
+def ask_for_photos(parser: argparse.ArgumentParser) -> None:
+    """Add the option `--photos`."""
+    parser.add_argument(
+        "--photos",
+        type=Path,
+        default=Path("../shared/data/clothing"),
+        help="folder with train/ and validation/, each with a folder per class",
+    )
+
+
+def photo_folders(photos: Path) -> tuple[Path, Path]:
+    """The folders to train on and to judge by. Ends the program with a sentence when there are none."""
+    train, validation = photos.resolve() / "train", photos.resolve() / "validation"
+    if not (train.is_dir() and validation.is_dir()):
+        say(f"There are no photographs in {photos}: it needs a folder `train` and a folder `validation`, each with a folder per class.")
+        raise SystemExit(2)
+    return train, validation
 
 
 # -- an installation ------------------------------------------------------------------------------------------------------

@@ -18,7 +18,21 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from benchmarks._system import Installation, bench_folder, call, conclude, link_files, machine, median, model_folder, say, table, trained
+from benchmarks._system import (
+    Installation,
+    ask_for_photos,
+    bench_folder,
+    call,
+    conclude,
+    link_files,
+    machine,
+    median,
+    model_folder,
+    photo_folders,
+    say,
+    table,
+    trained,
+)
 from shared.errors import DarkroomError
 from worker.app import device
 
@@ -59,13 +73,7 @@ class Photos:
 def main() -> int:
     """Measure, write, print; the exit code."""
     args = _arguments()
-    train, validation = args.photos / "train", args.photos / "validation"
-    if not (train.is_dir() and validation.is_dir()):
-        print(
-            f"There are no photographs in {args.photos}: it needs a folder `train` and a folder `validation`, each with a folder per class.",
-            file=sys.stderr,
-        )
-        return 2
+    train, validation = photo_folders(args.photos)
     models = _models(args, train)
     with bench_folder() as home:
         checked = _pictures(validation)
@@ -78,21 +86,14 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--photos",
-        type=Path,
-        default=Path("../shared/data/clothing"),
-        help="folder with train/ and validation/, each with a folder per class",
-    )
+    ask_for_photos(parser)
     parser.add_argument("--images", type=int, default=1500, help="label so many photographs; 0: all")
     parser.add_argument("--few", type=int, default=200, help="photographs for learn.predict, which is slow")
     parser.add_argument("--arch", default="resnet18", help="network that is measured, trained from scratch")
     parser.add_argument("--epochs", type=int, default=FROM_SCRATCH["epochs"], help="epochs of its training on small pictures")
     parser.add_argument("--runs", type=int, default=3, help="rounds")
     parser.add_argument("--dry", action="store_true", help="leave docs/benchmarks.md as it is")
-    args = parser.parse_args()
-    args.photos = args.photos.resolve()
-    return args
+    return parser.parse_args()
 
 
 def _models(args: argparse.Namespace, train: Path) -> dict[str, Path]:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks._system import bench_folder, call, conclude, machine, median, say, table
+from benchmarks._system import ask_for_photos, bench_folder, call, conclude, machine, median, photo_folders, say, table
 from benchmarks.trainers import Run
 from shared import datasets
 from shared.settings import Settings
@@ -28,13 +28,7 @@ NAMES = {"course": "the course's recipe", "darkroom": "Darkroom"}
 def main() -> int:
     """Measure, write, print; the exit code."""
     args = _arguments()
-    train, held_out = args.photos / "train", args.photos / "validation"
-    if not (train.is_dir() and held_out.is_dir()):
-        print(
-            f"There are no photographs in {args.photos}: it needs a folder `train` and a folder `validation`, each with a folder per class.",
-            file=sys.stderr,
-        )
-        return 2
+    train, held_out = photo_folders(args.photos)
     with bench_folder() as home:
         storage = _imported(home, train)
         found = [_both(home, storage, train, held_out, args, seed) for seed in range(FIRST_SEED, FIRST_SEED + args.seeds)]
@@ -45,12 +39,7 @@ def main() -> int:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--photos",
-        type=Path,
-        default=Path("../shared/data/clothing"),
-        help="folder with train/ and validation/, each with a folder per class",
-    )
+    ask_for_photos(parser)
     parser.add_argument("--arch", default="squeezenet1_0", help="network")
     parser.add_argument(
         "--weights", type=Path, default=Path("../shared/weights"), help="TORCH_HOME with its ImageNet weights, if that is not set"
@@ -59,7 +48,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="how often both train, each time with another seed")
     parser.add_argument("--dry", action="store_true", help="leave docs/benchmarks.md as it is")
     args = parser.parse_args()
-    args.photos = args.photos.resolve()
     if args.weights.is_dir():
         os.environ.setdefault("TORCH_HOME", str(args.weights.resolve()))
     return args
