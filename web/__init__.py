@@ -14,17 +14,8 @@ from web.api import blueprint as api
 from web.api import install as install_api
 from web.backend import Backend
 
-PAGES = (
-    "pages",
-    "datasets",
-    "edits",
-    "models",
-    "batches",
-    "review",
-    "jobs",
-    "workers",
-    "images",
-)  # a module a noun, each with its `blueprint`
+# a module a noun, each with its `blueprint`
+PAGES = ("pages", "datasets", "edits", "models", "batches", "review", "jobs", "workers", "images")
 
 
 def create_app(settings: Settings) -> Flask:
