@@ -433,7 +433,7 @@ def test_the_command_line_corrects_a_dataset_with_a_real_worker(with_model, star
         assert run("edit", NAME, "0" * 64, "--keep").exit_code == 1
         assert f"{one}\trelabel\tdigit 0\tdigit 3\tseen by eye" in run("edits", NAME).output
         start_worker("scrape")
-        assert json.loads(run("freeze", NAME, "--wait", "--json").output)["result"]["version"] == 2
+        assert json.loads(run("freeze", NAME, "--wait", "--json").stdout)["result"]["version"] == 2
         assert shown(storage, 2)[one] == "digit 3"
         assert run("freeze", NAME).exit_code == 1
     finally:
