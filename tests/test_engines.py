@@ -261,7 +261,7 @@ def test_weights_of_another_number_of_classes_are_a_sentence(tmp_path):
 
 def test_an_architecture_that_is_not_on_the_list_is_never_built(tmp_path):
     (saved(tmp_path) / "info.json").write_text('{"arch": "get_model"}')
-    with pytest.raises(DarkroomError, match="'get_model', which is none of"):
+    with pytest.raises(DarkroomError, match="unknown architecture 'get_model'"):
         load(tmp_path, "exact", tmp_path / "cache")
 
 
