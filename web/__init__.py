@@ -8,7 +8,6 @@ from urllib.parse import urlsplit
 from flask import Flask, Response, abort, request
 from flask_wtf import CSRFProtect
 
-import web.api_models  # noqa: F401 - the routes that it adds to the API
 from shared.settings import Settings
 from web.api import blueprint as api
 from web.api import install as install_api
