@@ -154,7 +154,7 @@ def _put_optimizer_back(learner: Learner, kept: Checkpoint) -> None:
 
 
 class Keep(Callback):
-    """Writes a checkpoint after each epoch, remembers the best weights, and stops early when there is nothing more to gain."""
+    """Writes a checkpoint after each epoch and then tells of it, remembers the best weights, and stops early when there is nothing more to gain."""
 
     order = 71  # after Live has the row of the epoch
 
@@ -191,6 +191,7 @@ class Keep(Callback):
         if self.storage:
             write(self.storage, self.job, self.spec, self.learn, standing, self.best if standing.best < self.seen else {})
         self.told.kept()
+        self.told.row("epochs", standing.rows[-1])
         if stop:
             raise CancelFitException
 

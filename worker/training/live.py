@@ -93,14 +93,13 @@ class Live(Watch):
         self._tell(batch=self.iter + 1, done=self.done, loss=round(loss, 5), lr=float(self.opt.hypers[-1]["lr"]), images_per_second=rate)
 
     def after_epoch(self) -> None:
-        """Publish the row of the epoch. Raises DarkroomError when its loss is no number."""
+        """Note the row of the epoch, which `Keep` publishes when it is on storage. Raises DarkroomError when its loss is no number."""
         if not self.epoch_started:  # an epoch of before a crash, passed over
             return
         train_loss, valid_loss, error_rate = (round(float(value), 5) for value in self.recorder.values[-1])
         self._check(valid_loss)
         row = {"epoch": self.number, "frozen": self.frozen, "train_loss": train_loss, "valid_loss": valid_loss, "error_rate": error_rate}
         self.standing.rows.append({**row, "seconds": round(time.monotonic() - self.epoch_started, 2)})
-        self.told.row("epochs", self.standing.rows[-1])
 
     @property
     def number(self) -> int:
