@@ -27,7 +27,14 @@ from worker.training.recipe import build_learner
 from worker.training.several import check_machine, share
 
 ROOT = Path(__file__).parent.parent
-PAIR = SPEC | {"epochs": 3, "base_lr": 2e-3, "gpus": 2, "batch_size": 15, "mixed_precision": "off"}  # shares of 8 and of 7
+PAIR = SPEC | {
+    "arch": "resnet18",
+    "augment": "none",
+    "epochs": 4,
+    "gpus": 2,
+    "batch_size": 15,
+    "mixed_precision": "off",
+}  # shares of 8 and of 7
 NEEDS_TWO = pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2 and not torch.cuda.is_available(), reason="two processes need two cores")
 pytestmark = NEEDS_TWO
 
@@ -187,8 +194,8 @@ def test_two_processes_learn_as_well_as_one(pair):
     samples = samples_of(spec, 1, pair["storage"], pair["settings"], Progress(lambda _: None))
     alone = Standing(spec.batch_size)
     learn(build_learner(spec, samples), spec, "alone", None, alone, None, Progress(lambda _: None))
-    assert min(row["error_rate"] for row in alone.rows) < 0.2
-    assert pair["info"]["error_rate"] < 0.2
+    assert min(row["error_rate"] for row in alone.rows) < 0.4  # by chance it is 0.67
+    assert pair["info"]["error_rate"] < 0.4
 
 
 def test_the_model_says_how_many_gpus_made_it(pair):
@@ -202,16 +209,16 @@ def test_the_figures_of_the_ranks_are_those_of_the_published_model(pair):
     best = pair["report"]["epochs"][pair["report"]["best_epoch"] - 1]
     assert best["error_rate"] == pytest.approx(pair["report"]["error_rate"], abs=1e-5)
     losses = [m["row"][1] for m in pair["messages"] if m.get("row", [""])[0] == "loss"]
-    assert [n for n, _ in losses[: len(pair["report"]["loss"])]] == list(range(1, 3 * 6 + 1))
+    assert [n for n, _ in losses[: len(pair["report"]["loss"])]] == list(range(1, 4 * 6 + 1))
 
 
 def test_rank_0_alone_tells_how_far_it_is(pair):
     told = [m["progress"] for m in pair["messages"] if m.get("progress", {}).get("phase") == "training"]
     done = [state["done"] for state in told]
     assert done == sorted(done)
-    assert told[-1]["done"] == told[-1]["total"] == 3 * told[-1]["batches"]
+    assert told[-1]["done"] == told[-1]["total"] == 4 * told[-1]["batches"]
     assert told[-1]["device"].startswith("2 x ")
-    assert sum(bool(m.get("kept")) for m in pair["messages"]) == 3
+    assert sum(bool(m.get("kept")) for m in pair["messages"]) == 4
 
 
 KILLED_AFTER = """
@@ -302,19 +309,19 @@ def test_a_rank_without_memory_halves_the_batch_of_all_and_a_cancel_ends_all_and
 def test_a_rank_that_is_killed_costs_an_epoch_at_most(start_worker, backend):
     # Given a training of two processes that has finished an epoch
     start_worker("train")
-    job = order_training(backend, epochs=12, gpus=2)
-    until(lambda: backend.store.rows(job, "epochs"), 120, explain(backend, job))
+    job = order_training(backend, arch="squeezenet1_1", epochs=30, gpus=2)
+    until(lambda: backend.store.rows(job, "epochs"), 240, explain(backend, job))
     ranks = [pid for pid in working_for(backend.settings) if b"worker.training.several" in Path(f"/proc/{pid}/cmdline").read_bytes()]
     rank = next(pid for pid in ranks if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes())
     # When one of them is killed
     os.kill(rank, signal.SIGKILL)
     # Then the training goes on from there, and says so
-    until(lambda: ended(backend, job), 120, explain(backend, job))
+    until(lambda: ended(backend, job), 240, explain(backend, job))
     assert backend.store.get(job).state == State.DONE, explain(backend, job)()
     note = backend.store.get(job).note
     assert "the process (one of 2) was killed, crashed or stopped answering" in note
     assert "goes on from its last finished epoch" in note
-    assert [row["epoch"] for row in backend.store.rows(job, "epochs")] == list(range(1, 13))
+    assert [row["epoch"] for row in backend.store.rows(job, "epochs")] == list(range(1, 31))
 
 
 def test_more_gpus_than_there_are_is_a_sentence_and_no_training_on_the_processor(ready):

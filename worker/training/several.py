@@ -45,9 +45,17 @@ from worker.training.pictures import Sample
 from worker.training.recipe import build_learner
 from worker.training.weights import origin_of
 
-LEAD = (
-    "import sys; from worker.child import die_with; die_with(int(sys.argv[1])); from torch.distributed.run import main; main(sys.argv[2:])"
-)
+LEAD = """
+import sys
+from worker.child import die_with
+die_with(int(sys.argv[1]))
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.run import main
+try:
+    main(sys.argv[2:])
+except SignalException:  # it was told to end, and has ended the ranks
+    sys.exit(1)
+"""
 SOCKET, STORE, MEETING = "child", "ranks", "torchrun"  # names in the folder
 EVERY = 0.2  # seconds between two looks at whether the job was cancelled
 PATIENCE = timedelta(minutes=10)  # that a rank waits for the others
