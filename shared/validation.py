@@ -21,8 +21,9 @@ Row = dict[str, Any]
 
 
 def read(storage: Storage, name: str, version: int) -> pa.Table:
-    """The rows of a model version. Raises NotFound, also for a model from before they were kept."""
-    models.info(storage, name, version)
+    """The rows of a model version. Raises NotFound, also for a model from before they were kept, and for one that was imported."""
+    if "imported" in models.info(storage, name, version):
+        raise NotFound(f"{name}/v{version} was imported without what it said of its validation images, so it cannot be compared.")
     try:
         with storage.open(models.key(name, version, FILE)) as f:
             return pq.read_table(f)
