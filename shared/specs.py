@@ -25,6 +25,7 @@ from pydantic import (
 
 from shared.errors import Invalid
 
+SMALL, SIDE = 64, 32  # pixels: no epoch trains on less; networks halve an image five times
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 MODEL_REF = re.compile(r"([a-z0-9][a-z0-9_-]{0,62})(?:/(?:v)?(\d{1,6})|@([a-z0-9][a-z0-9_-]{0,62}))?")
 UPLOAD_ID = r"^[0-9a-z]{10,40}$"
@@ -301,6 +302,11 @@ class TrainSpec(ViewSpec):
     gpus: int = Field(
         1, ge=1, le=16, title="GPUs", description="how many GPUs of one machine train together, each on its share of every batch"
     )
+    progressive: bool = Field(
+        True,
+        title="Progressive resizing",
+        description="train on smaller images first and on the full size last, which takes two thirds of the time; validation always sees the full size",
+    )
     valid_pct: float = Field(0.2, ge=0.01, le=0.9, title="Validation share", description="share of the images kept for validation")
     seed: int = Field(42, ge=0, le=2**31 - 1, title="Seed", description="of the split and of training")
     parent: ModelRef | None = Field(None, title="Retrain of", description="the model version whose form this was, kept as lineage")
@@ -321,6 +327,15 @@ class TrainSpec(ViewSpec):
     def frozen(self) -> int:
         """Epochs that train the head alone: none from scratch, where no body is worth freezing."""
         return 0 if self.start == "scratch" else self.frozen_epochs
+
+    @property
+    def sides(self) -> list[int]:
+        """The side of the images that each epoch trains on, pixels: from half to the whole image size, in steps that networks divide well."""
+        epochs = self.frozen + self.epochs
+        if not self.progressive or self.image_size < 2 * SMALL or epochs == 1:
+            return [self.image_size] * epochs
+        shares = [0.5 + 0.5 * n / (epochs - 1) for n in range(epochs)]
+        return [*(max(SMALL, SIDE * round(self.image_size * share / SIDE)) for share in shares[:-1]), self.image_size]
 
     @field_validator("gpus")
     @classmethod

@@ -87,7 +87,20 @@ def test_nothing_is_taken_over_but_what_is_known_and_checked(place, network):
     hostile = {"job": "../../x", "spec": {"notes": "<script>"}, "remarks": ["<b>"], "dataset": {"name": "../.."}, "evil": [1] * 1000}
     unsound = {"model": "<b>", "version": -3, "error_rate": 7, "fast": {"close": 1e9, "offered": True}, "created": "now", "temperature": -1}
     info = given(place, network, {**GOOD, **hostile, **unsound})
-    assert info.keys() == {"model", "version", "created", "job", "arch", "classes", "image_size", "resize", "mean", "std", "int8", "imported"}
+    assert info.keys() == {
+        "model",
+        "version",
+        "created",
+        "job",
+        "arch",
+        "classes",
+        "image_size",
+        "resize",
+        "mean",
+        "std",
+        "int8",
+        "imported",
+    }
     assert info["imported"]["from"] == {}
     assert (info["job"], info["model"], info["version"]) == ("job", "other", 1)
 

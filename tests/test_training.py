@@ -15,6 +15,7 @@ import pytest
 import torch
 import torchvision
 from fastai.callback.channelslast import ChannelsLast
+from fastai.callback.core import Callback
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.transforms import parent_label
 from fastai.torch_core import set_seed
@@ -340,6 +341,44 @@ def test_killed_after_an_epoch_and_resumed_equals_uninterrupted_to_the_last_digi
     assert ours["loss"] == theirs["loss"]
     assert [row["epoch"] for row in ours["epochs"]] == [1, 2, 3]
     assert [m["row"][1]["epoch"] for m in said if m.get("row", [""])[0] == "epochs"] == [1, 2, 3]
+
+
+class Sizes(Callback):
+    """The side of each batch, by epoch: of training, and of validation."""
+
+    def before_fit(self):
+        self.seen = getattr(self, "seen", [])
+
+    def before_epoch(self):
+        self.seen.append((set(), set()))
+
+    def before_batch(self):
+        self.seen[-1][not self.training].add(self.x.shape[-1])
+
+
+def test_images_grow_from_epoch_to_epoch_and_validation_sees_them_in_full(ready):
+    settings, storage = ready
+    spec = TrainSpec(**SPEC | {"image_size": 128, "epochs": 3, "augment": "none"})
+    samples = samples_of(spec, 1, storage, settings, Progress(lambda _: None))[:60]
+    learner = build_learner(spec, samples)
+    sizes = Sizes()
+    told = []
+    live = Live(Progress(told.append), spec, learner.dls, Standing(spec.batch_size))
+    fit(learner, spec, live, sizes)
+    assert [(train, valid) for train, valid in sizes.seen] == [({side}, {128}) for side in spec.sides]
+    assert (spec.sides[0], spec.sides[-1], len(set(spec.sides)) > 1) == (64, 128, True)
+    assert told[-1]["progress"]["seconds_left"] == 0
+    assert next(t for t in learner.dls.train.after_item.fs if isinstance(t, RandomResizedCrop)).size == (128, 128)  # for the export
+
+
+def test_the_sides_of_images_are_the_spec_s():
+    of = lambda **changes: TrainSpec(dataset="any", **changes).sides  # noqa: E731
+    assert of(epochs=4) == [128, 128, 160, 192, 224]
+    assert of(epochs=2, start="scratch") == [128, 224]
+    assert of(epochs=1, frozen_epochs=0) == [224]
+    assert of(epochs=2, progressive=False) == [224] * 3
+    assert of(epochs=2, image_size=96) == [96] * 3
+    assert of(epochs=1, image_size=300) == [160, 300]
 
 
 def test_the_cycles_are_those_of_fine_tune(uninterrupted):

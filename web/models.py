@@ -24,7 +24,7 @@ blueprint = Blueprint("models", __name__)
 COMMON = ("dataset", "arch", "epochs", "image_size")
 RARE = (
     "frozen_epochs", "base_lr", "find_lr", "batch_size", "resize", "augment", "min_scale", "mixup", "label_smoothing", "class_weights", "weight_decay",
-    "patience", "keep_best", "mixed_precision", "gpus", "valid_pct", "seed",
+    "patience", "keep_best", "mixed_precision", "progressive", "gpus", "valid_pct", "seed",
 )  # fmt: skip
 SHOWN = 96  # images that flipped, on one page
 

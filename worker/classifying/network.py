@@ -56,6 +56,11 @@ def build_timm(arch: str, classes: int, image_size: int, weights: Path | None = 
     return add_head(body, features, classes, pool=body.needs_pool)  # type: ignore[no-any-return]
 
 
+def takes_any_size(arch: str) -> bool:
+    """Whether a network, once it is built, takes images of other sizes than it was built for."""
+    return arch in ARCHITECTURES or not timm.get_pretrained_cfg(arch).fixed_input_size
+
+
 def misfit(arch: str, image_size: int) -> DarkroomError:
     """Why a network cannot take images of a size."""
     if arch in ARCHITECTURES:

@@ -28,6 +28,7 @@ from shared.errors import DarkroomError
 from shared.settings import Settings
 from shared.specs import TrainSpec
 from shared.storage import Storage
+from worker.classifying.network import takes_any_size
 from worker.progress import Progress
 from worker.training import checkpoints
 from worker.training.checkpoints import Checkpoint, Keep, Standing
@@ -155,9 +156,13 @@ def learn(
     if spec.find_lr and not standing.epochs:
         progress.update(phase="finding the learning rate")
         standing.base_lr, standing.lr_curve = find_rate(learner, spec, Watch(progress))
-    live = Live(progress, spec, learner.dls, standing)
+    grows = (
+        spec.progressive and not standing.earlier and takes_any_size(spec.arch)
+    )  # more epochs of a finished training are all in full size
+    spec_now = spec.model_copy(update={"base_lr": standing.base_lr or spec.base_lr, "progressive": grows})
+    live = Live(progress, spec_now, learner.dls, standing)
     keep = Keep(storage, job, spec, standing, kept, progress)
-    fit(learner, spec.model_copy(update={"base_lr": standing.base_lr or spec.base_lr}), live, keep)
+    fit(learner, spec_now, live, keep)
     return live, keep
 
 

@@ -49,11 +49,10 @@ class Live(Watch):
         self.batches = len(dls.train)
         self.total = self.epochs * self.batches
         self.step = max(math.ceil(self.batches / POINTS_PER_EPOCH), math.ceil(self.total / POINTS))
-        self.work_an_epoch = {frozen: self.batches * (FROZEN if frozen else WHOLE) + len(dls.valid) * FORWARD for frozen in (True, False)}
-        ended = [row["frozen"] for row in standing.rows]
-        to_come = [n < spec.frozen for n in range(standing.epochs, spec.frozen + spec.epochs)]
-        self.work = self.work_before = sum(self.work_an_epoch[frozen] for frozen in ended)
-        self.work_total = self.work + sum(self.work_an_epoch[frozen] for frozen in to_come)
+        self.sides = spec.sides
+        self.step_work = [(FROZEN if n < spec.frozen else WHOLE) * (side / spec.image_size) ** 2 for n, side in enumerate(self.sides)]
+        self.work = 0.0
+        self.work_total = sum(self.batches * step + len(dls.valid) * FORWARD for step in self.step_work[standing.epochs :])
         self.device = device_name(dls.device, spec.gpus)
         self.done = len(standing.rows) * self.batches
         self.started = self.epoch_started = self.told_at = 0.0
@@ -78,7 +77,7 @@ class Live(Watch):
     def after_batch(self) -> None:
         """Count the batch and publish its loss. Raises Cancelled, and DarkroomError when the loss is no number."""
         super().after_batch()
-        self.work += (FROZEN if self.frozen else WHOLE) if self.training else FORWARD
+        self.work += self.step_work[self.standing.epochs] if self.training else FORWARD
         if not self.training:
             self._tell()
             return
@@ -127,7 +126,7 @@ class Live(Watch):
         if now - self.told_at < EVERY and self.done < self.total:
             return
         self.told_at = now
-        left = (now - self.started) * (self.work_total - self.work) / (self.work - self.work_before)
+        left = (now - self.started) * (self.work_total - self.work) / self.work
         self.told.update(epoch=self.number, seconds_left=round(left), **memory(), **fields)
 
 

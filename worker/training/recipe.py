@@ -173,7 +173,7 @@ def cycles(spec: TrainSpec) -> list[Cycle]:
 
 def fit(learner: Learner, spec: TrainSpec, live: Live, *more: Callback) -> None:
     """Train to the end of the spec's epochs, from where `live.standing` is. `more`: what else looks on."""
-    callbacks = [live, *more, *regular(spec, learner), Seeds(spec, live), *([MixUp(spec.mixup)] if spec.mixup else [])]
+    callbacks = [live, *more, *regular(spec, learner), Seeds(spec, live), Grow(spec, live), *([MixUp(spec.mixup)] if spec.mixup else [])]
     ended = live.standing.epochs
     live.begin()
     with learner.no_bar(), learner.no_logging():
@@ -236,6 +236,26 @@ class Seeds(Callback):
         seed = random.Random(f"{self.spec.seed} {self.live.number}").getrandbits(32)
         set_seed(seed)
         self.dls.train.rng = random.Random(seed)
+
+
+class Grow(Callback):
+    """Progressive resizing (Howard, DAWNBench 2018): the crops of early epochs are smaller. Only training's: validation sees the full size."""
+
+    def __init__(self, spec: TrainSpec, live: Live) -> None:
+        self.full, self.live = spec.image_size, live
+
+    def before_train(self) -> None:
+        """The size of this epoch, before loader processes take the transform with them."""
+        self._crop_to(self.live.sides[self.live.standing.epochs])
+
+    def after_train(self) -> None:
+        """The full size: the transform is also that of validation."""
+        self._crop_to(self.full)
+
+    def _crop_to(self, side: int) -> None:
+        for transform in self.dls.train.after_item.fs:
+            if isinstance(transform, RandomResizedCrop):
+                transform.size = (side, side)
 
 
 def mixes(spec: TrainSpec, device: torch.device) -> bool:
