@@ -299,6 +299,7 @@ def test_a_model_is_imported_shown_and_exported_by_command_line_and_page(served,
         for address in ("/", "/models", "/models/digits/v/1", "/models/digits/v/1/compare?with=digits", "/trainings/new?retrain=theirs"):
             assert page.get(address).status_code == 200, address
         form = page.get("/trainings/new?retrain=theirs").text
+        assert "of whose own recipe nothing is known" in form
         assert "<option selected>theirs/v1</option>" in form
         assert 'value="resnet18"' in form
         assert page.get("/models/theirs/v/1/compare").status_code == 404

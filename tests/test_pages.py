@@ -364,6 +364,7 @@ def test_the_train_form_shows_the_defaults_of_the_spec(client: FlaskClient, fill
 
 def test_retrain_is_filled_in_with_what_made_the_model(client: FlaskClient, filled: SimpleNamespace) -> None:
     text = client.get("/trainings/new?retrain=clothing/v1").text
+    assert "Filled in with what made clothing/v1" in text
     assert re.search(r'name="epochs" value="7"', text)
     assert 'name="parent" value="clothing/v1"' in text
 

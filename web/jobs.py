@@ -1,5 +1,6 @@
 """Pages of jobs: the list, and one job while it lives and after it has ended."""
 
+import time
 from contextlib import suppress
 from typing import Any
 
@@ -18,6 +19,7 @@ from web.pages import fragment, page_of
 
 blueprint = Blueprint("jobs", __name__)
 PAGE = 50
+JUST_ORDERED = 30  # seconds in which a job that is next usually begins
 
 
 @blueprint.get("/jobs")
@@ -99,8 +101,9 @@ def retry(job_id: str) -> Redirect:
 
 
 def every(job: Job) -> int:
-    """Seconds between two looks at a job: 1 while it runs, 10 while it waits, 0 when it has ended."""
-    return 0 if job.state.terminal else 1 if job.state == State.RUNNING else 10
+    """Seconds between two looks at a job: 1 while it runs and when it has just been ordered, 10 while it waits, 0 when it has ended."""
+    soon = job.state == State.RUNNING or time.time() - job.created < JUST_ORDERED
+    return 0 if job.state.terminal else 1 if soon else 10
 
 
 def _view(job: Job) -> dict[str, Any]:

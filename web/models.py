@@ -210,7 +210,9 @@ def train() -> str:
     if ref:
         name, version = models.resolve(backend().storage, ref)
         info = models.info(backend().storage, name, version)
-        values = models.retraining(info, version=request.args.get("version")) if info.get("spec") else _from_imported(info)
+        if not info.get("spec"):
+            return _form(SpecForm("train", _from_imported(info)), known=False)
+        values = models.retraining(info, version=request.args.get("version"))
     else:
         values = {"dataset": request.args.get("dataset", ""), "version": request.args.get("version", "")}
     return _form(SpecForm("train", values))
@@ -241,13 +243,15 @@ def show_outlook() -> str:
     return render_template("models/_outlook.html", outlook=outlook(SpecForm("train", typed=request.form)))
 
 
-def _form(form: SpecForm) -> str:
+def _form(form: SpecForm, known: bool = True) -> str:
+    """`known`: whether it is, how the version that is retrained was made."""
     storage = backend().storage
     others = [f"{m['model']}/v{m['version']}" for name in models.names(storage) for m in models.all_versions(storage, name)]
     parent = form["parent"].value
     starts = [*([parent] if parent in others else []), "imagenet", "scratch", *(ref for ref in others if ref != parent)]
+    names = datasets.names(storage)
     return render_template(
-        "models/train.html", form=form, common=COMMON, rare=RARE, names=datasets.names(storage), starts=starts, outlook=outlook(form)
+        "models/train.html", form=form, known=known, common=COMMON, rare=RARE, names=names, starts=starts, outlook=outlook(form)
     )
 
 
