@@ -107,7 +107,7 @@ def predictions(rows: list[dict[str, object]], wrong: int = 1) -> bytes:
     """What a model says of the images of a dataset, each surer than the one before, all right but one."""
     told = [
         {"sha256": row["sha256"], "ext": "jpg", "actual": row["label"], "predicted": row["label"], "probability": p, "loss": -math.log(p)}
-        for p, row in zip((0.7 + i / 40 for i in range(8)), rows, strict=True)
+        for p, row in ((0.7 + i % 8 / 40, row) for i, row in enumerate(rows))
     ]
     told[wrong]["predicted"] = next(c for c in CLASSES if c != told[wrong]["actual"])
     out = io.BytesIO()
