@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from fastai.callback.channelslast import ChannelsLast
 from fastai.callback.core import Callback
 from fastai.data.block import CategoryBlock, DataBlock
 from fastai.data.transforms import parent_label
@@ -40,7 +39,7 @@ from worker.training.checkpoints import Standing
 from worker.training.live import Live, Watch
 from worker.training.pictures import Sample, is_plain, prepare, sample_of, samples_of
 from worker.training.precisions import told
-from worker.training.recipe import Bf16, Seeds, build_learner, find_rate, fit, loader_workers, loss_function, mixes, squares
+from worker.training.recipe import Seeds, build_learner, find_rate, fit, loader_workers, loss_function, regular, squares
 from worker.training.weights import class_remarks, fetch_weights, origin_of, weights_file
 
 SPEC = {
@@ -398,7 +397,7 @@ def test_the_cycles_are_those_of_fine_tune(uninterrupted):
 
 def fine_tuned(learner, spec, live):
     """fastai's own words for it, with the callbacks of the recipe."""
-    callbacks = [live, Seeds(spec, live), ChannelsLast(), *([Bf16()] if mixes(spec, learner.dls.device) else [])]
+    callbacks = [live, Seeds(spec, live), *regular(spec, learner)]
     with learner.no_bar(), learner.no_logging():
         learner.fine_tune(spec.epochs, spec.base_lr, freeze_epochs=spec.frozen_epochs, cbs=callbacks)
 
