@@ -31,9 +31,11 @@ def main() -> int:
     train, held_out = photo_folders(args.photos)
     with bench_folder() as home:
         storage = _imported(home, train)
-        found = [_both(home, storage, train, held_out, args, seed) for seed in range(FIRST_SEED, FIRST_SEED + args.seeds)]
-    lines, facts = _told(found, args)
-    conclude(SECTION, lines, facts, write=not args.dry)
+        found = []
+        for seed in range(FIRST_SEED, FIRST_SEED + args.seeds):
+            found.append(_both(home, storage, train, held_out, args, seed))
+            lines, facts = _told(found, args)
+            conclude(SECTION, lines, facts, write=not args.dry)  # after each: a seed takes long, and a run may be ended
     return 0
 
 

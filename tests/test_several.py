@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 PAIR = SPEC | {
     "arch": "resnet18",
     "augment": "none",
-    "epochs": 4,
+    "epochs": 8,
     "gpus": 2,
     "batch_size": 15,
     "mixed_precision": "off",
@@ -218,7 +218,7 @@ def test_the_figures_of_the_ranks_are_those_of_the_published_model(pair):
     best = pair["report"]["epochs"][pair["report"]["best_epoch"] - 1]
     assert best["error_rate"] == pytest.approx(pair["report"]["error_rate"], abs=1e-5)
     losses = [m["row"][1] for m in pair["messages"] if m.get("row", [""])[0] == "loss"]
-    assert [n for n, _ in losses[: len(pair["report"]["loss"])]] == list(range(1, 4 * 6 + 1))
+    assert [n for n, _ in losses[: len(pair["report"]["loss"])]] == list(range(1, PAIR["epochs"] * 6 + 1))
 
 
 def test_rank_0_alone_tells_how_far_it_is(pair):
