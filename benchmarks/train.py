@@ -103,7 +103,7 @@ def _told(found: list[dict[str, Any]], args: argparse.Namespace) -> tuple[list[s
     ]
     lines = [
         "## Training",
-        f"A {args.arch} with ImageNet weights, {FROZEN} frozen epoch and {args.epochs} more at 224 pixels, on about {first['images']:,} photographs of 400 x 533 pixels; {len(found)} seeds,",
+        f"A {args.arch} with ImageNet weights, {FROZEN} frozen epoch and {args.epochs} more at 224 pixels, on about {first['images']:,} photographs of 400 x 533 pixels; {len(found)} seed{'s' if len(found) > 1 else ''},",
         "for each of which both trained in turn, alone on the machine, on the same photographs. The error rate is that of fastai's own prediction with each one's export",
         f"on about {first['judged']:,} photographs that neither was trained on: the {first['valid']:,} each validated on, and those of a folder that neither saw.",
         "",
