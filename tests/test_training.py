@@ -342,6 +342,20 @@ def test_killed_after_an_epoch_and_resumed_equals_uninterrupted_to_the_last_digi
     assert [m["row"][1]["epoch"] for m in said if m.get("row", [""])[0] == "epochs"] == [1, 2, 3]
 
 
+def test_a_training_draws_otherwise_than_what_it_starts_from_and_as_itself_after_a_crash(ready):
+    settings, storage = ready
+    spec = TrainSpec(**SPEC)
+    learner = build_learner(spec, samples_of(spec, 1, storage, settings, Progress(lambda _: None)))
+    drawn = []
+    for start in ("scratch", "scratch", "digits/v1"):
+        seeds = Seeds(spec.model_copy(update={"start": start}), Live(Progress(lambda _: None), spec, learner.dls, Standing(16)))
+        seeds.learn = learner
+        seeds.before_train()
+        drawn.append((learner.dls.train.rng.random(), torch.rand(1).item()))
+    assert drawn[0] == drawn[1]
+    assert not set(drawn[0]) & set(drawn[2])
+
+
 class Sizes(Callback):
     """The side of each batch, by epoch: of training, and of validation."""
 

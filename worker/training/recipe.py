@@ -226,14 +226,17 @@ class Finder(LRFinder):
 
 
 class Seeds(Callback):
-    """Lets every epoch draw from a seed of its own, so that one after a crash draws what it would have drawn without."""
+    """Lets every epoch draw from a seed of its own, so that one after a crash draws what it would have drawn without.
+
+    What a training starts from is part of it: with the very crops and dropout that its origin was trained with, it would learn those by heart.
+    """
 
     def __init__(self, spec: TrainSpec, live: Live) -> None:
         self.spec, self.live = spec, live
 
     def before_train(self) -> None:
         """Order of images, crops, augmentation, dropout."""
-        seed = random.Random(f"{self.spec.seed} {self.live.number}").getrandbits(32)
+        seed = random.Random(f"{self.spec.seed} {self.spec.start} {self.live.number}").getrandbits(32)
         set_seed(seed)
         self.dls.train.rng = random.Random(seed)
 
