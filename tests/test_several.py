@@ -225,9 +225,9 @@ def test_rank_0_alone_tells_how_far_it_is(pair):
     told = [m["progress"] for m in pair["messages"] if m.get("progress", {}).get("phase") == "training"]
     done = [state["done"] for state in told]
     assert done == sorted(done)
-    assert told[-1]["done"] == told[-1]["total"] == 4 * told[-1]["batches"]
+    assert told[-1]["done"] == told[-1]["total"] == PAIR["epochs"] * told[-1]["batches"]
     assert told[-1]["device"].startswith("2 x ")
-    assert sum(bool(m.get("kept")) for m in pair["messages"]) == 4
+    assert sum(bool(m.get("kept")) for m in pair["messages"]) == PAIR["epochs"]
 
 
 KILLED_AFTER = """
