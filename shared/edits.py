@@ -6,6 +6,7 @@ includes in its `edits.json`; what no version in the line of the newest one incl
 so, and thus an entry that is written while a version is made waits for the next.
 """
 
+import re
 import time
 import unicodedata
 from collections.abc import Iterable, Iterator
@@ -23,7 +24,13 @@ from shared.jobs import new_id
 from shared.specs import HIDDEN, ClassName, Name, Spec, check, invalid
 from shared.storage import Storage, version_name
 
-SHA256 = r"^[0-9a-f]{64}$"
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def _check_sha256(text: str) -> str:
+    if not SHA256.fullmatch(text):
+        raise ValueError("an image is named by the SHA-256 of its bytes, 64 hexadecimal digits")
+    return text
 
 
 def _one_line(text: str) -> str:
@@ -35,7 +42,7 @@ def _one_line(text: str) -> str:
 class EditSpec(Spec):
     """What is decided about one image."""
 
-    sha256: str = Field(pattern=SHA256, description="of the image's bytes")
+    sha256: Annotated[str, AfterValidator(_check_sha256)] = Field(description="of the image's bytes")
     action: Literal["keep", "relabel", "remove"]
     label: ClassName | None = Field(None, description="the right one, of a relabel")
     why: Annotated[str, AfterValidator(_one_line)] = Field(

@@ -61,7 +61,7 @@ def info(storage: Storage, name: str, version: int) -> dict[str, Any]:
     looks again, twice: share of images it looks at} or {offered: False, why}; missing for models from before there was one), fast
     (the same of 16 bits; missing where the machine that trained has none).
 
-    Of an imported model only model, version, created, job, arch, classes, image_size, mean, std and int8 are there, `close` of fast and
+    Of an imported model only model, version, created, job, arch, classes, image_size, resize, mean, std and int8 are there, `close` of fast and
     temperature if they were told, and imported: {at (seconds since 1970), job, from: {model, version, error_rate, created}, what was told of them}.
     """
     check(Name, name)
@@ -82,11 +82,9 @@ def report(storage: Storage, name: str, version: int) -> dict[str, Any]:
     suspects (list of {sha256, ext, actual, suggested, probability, given (the probability of the actual label)}, images whose label is probably wrong, the
     worst first, at most 200; missing for models from before they were looked for).
     """
-    check(Name, name)
-    try:
-        return storage.read_json(key(name, version, "report.json"))  # type: ignore[no-any-return]
-    except NotFound:
-        raise NotFound(f"{name}/v{version} was imported; its report stayed where it was trained.") from None
+    if "imported" in info(storage, name, version):
+        raise NotFound(f"{name}/v{version} was imported; its report stayed where it was trained.")
+    return storage.read_json(key(name, version, "report.json"))  # type: ignore[no-any-return]
 
 
 def check_start(info: dict[str, Any], arch: str) -> None:

@@ -166,7 +166,7 @@ class EditsSource(Spec):
     """The dataset itself, with what people have decided about its images since its newest version was made."""
 
     kind: Literal["edits"] = "edits"
-    model: ModelRef | None = Field(None, description="the model that gave cause, to be trained again afterwards")
+    model: ModelRef | None = Field(None, description="the model whose suspects gave cause; the page of the job offers to train it again")
 
 
 class UrlsSource(Spec):

@@ -303,6 +303,7 @@ def test_a_model_is_imported_shown_and_exported_by_command_line_and_page(served,
         assert "<option selected>theirs/v1</option>" in form
         assert 'value="resnet18"' in form
         assert page.get("/models/theirs/v/1/compare").status_code == 404
+        assert page.get(f"/models/theirs/v/1/images/{'0' * 64}").status_code == 404
         assert page.get("/api/v1/models/theirs/versions/1/report").json()["detail"].startswith("theirs/v1 was imported")
         # and its ONNX answers as the model does
         assert "Make ONNX" in page.get("/models/theirs").text

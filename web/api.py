@@ -4,14 +4,12 @@ A submission answers 202 with the job and its Location; an error is `application
 lists page by a cursor (`next` is the value for the next request, null at the end); what is polled carries an ETag.
 """
 
-import json
-import re
 from collections.abc import Callable
 from itertools import islice
 from typing import Any
 
 from flask import Blueprint, Flask, Response, current_app, jsonify, request, url_for
-from werkzeug.exceptions import BadRequest, MethodNotAllowed, UnsupportedMediaType
+from werkzeug.exceptions import MethodNotAllowed, UnsupportedMediaType
 
 from shared import aliases, datasets, models, review
 from shared.compare import compare
@@ -22,7 +20,7 @@ from shared.queries import ORDERS, Filter
 from shared.queue import QUEUE_OF, lengths
 from shared.specs import Epochs, Version, check
 from shared.storage import versions
-from web import orders, problems
+from web import orders, parameters, problems
 from web.backend import Backend, backend, batch_of, job_of
 from web.downloads import attachment, streamed_decisions, streamed_results
 from web.uploads import FormRequest, keep_blob, keep_files, keep_list, keep_manifest, keep_zip, missing_blobs
@@ -30,7 +28,6 @@ from web.uploads import FormRequest, keep_blob, keep_files, keep_list, keep_mani
 blueprint = Blueprint("api", __name__, url_prefix="/api/v1")
 problems.register(blueprint)
 
-MAX_JSON_BYTES = 64 * 2**20  # a list of 100,000 long addresses
 MODEL_FILES = ("model.safetensors", "info.json", "report.json", "validation.parquet", "export.pkl", "model.onnx")
 
 
@@ -47,13 +44,13 @@ def install(app: Flask) -> None:
 @blueprint.post("/datasets/<name>/scrape")
 def scrape(name: str) -> Response:
     """Order a dataset made by searching."""
-    return _submitted("scrape", _spec(dataset=name))
+    return _submitted("scrape", parameters.body(dataset=name))
 
 
 @blueprint.post("/datasets/<name>/import")
 def import_(name: str) -> Response:
     """Order a dataset made from a folder or an upload."""
-    return _submitted("import", _spec(dataset=name))
+    return _submitted("import", parameters.body(dataset=name))
 
 
 @blueprint.get("/datasets")
@@ -84,13 +81,13 @@ def show_dataset_version(name: str, version: int) -> Response:
 @blueprint.post("/datasets/<name>/look")
 def look(name: str) -> Response:
     """Order pictures of a dataset as a network will see it."""
-    return _submitted("look", _spec(dataset=name))
+    return _submitted("look", parameters.body(dataset=name))
 
 
 @blueprint.post("/trainings")
 def train() -> Response:
     """Order a training."""
-    return _submitted("train", _spec())
+    return _submitted("train", parameters.body())
 
 
 @blueprint.get("/models")
@@ -119,7 +116,7 @@ def show_alias(name: str, alias: str) -> Response:
 @blueprint.put("/models/<name>/aliases/<alias>")
 def promote(name: str, alias: str) -> Response:
     """Let an alias point to a version."""
-    version = check(Version, _spec().get("version"))
+    version = check(Version, parameters.body().get("version"))
     return jsonify(aliases.move(backend().storage, name, alias, version))
 
 
@@ -182,7 +179,7 @@ def download_model_file(name: str, version: int, file: str) -> Response:
 @blueprint.post("/batches")
 def classify() -> Response:
     """Order a batch of images to be labelled."""
-    return _submitted("classify", _spec())
+    return _submitted("classify", parameters.body())
 
 
 @blueprint.get("/batches")
@@ -205,13 +202,13 @@ def list_rows(job_id: str) -> Response:
     job, args = batch_of(job_id), request.args
     where = Filter(
         label=args.get("label", ""),
-        decision=_one_of("decision", ("accept", "review")) or "",
+        decision=parameters.one_of("decision", ("accept", "review")) or "",
         error=args.get("error", ""),
-        low=_share("low", 0),
-        high=_share("high", 1),
+        low=parameters.share("low", 0),
+        high=parameters.share("high", 1),
     )
-    start, limit = _number("start", 0, 0, 2**53), _number("limit", 100, 1, 1000)
-    page = backend().queries.page(job_id, where, _one_of("order", tuple(ORDERS)) or "item", start, limit)
+    start, limit = parameters.number("start", 0, 0, 2**53), parameters.number("limit", 100, 1, 1000)
+    page = backend().queries.page(job_id, where, parameters.one_of("order", tuple(ORDERS)) or "item", start, limit)
     following = start + limit if start + limit < page.total else None
     return jsonify(rows=[_public(row) for row in page.rows], next=following, total=page.total, complete=job.state.terminal)
 
@@ -229,7 +226,7 @@ def download_results(job_id: str, form: str) -> Response:
 def list_decisions(job_id: str) -> Response:
     """What people decided about the rows of a batch, in the order of the items."""
     batch_of(job_id)
-    storage, start, limit = backend().storage, _number("start", 0, 0, 2**53), _number("limit", 100, 1, 1000)
+    storage, start, limit = backend().storage, parameters.number("start", 0, 0, 2**53), parameters.number("limit", 100, 1, 1000)
     found = list(islice(review.decisions(storage, job_id, start), limit + 1))
     following = found[limit]["item_id"] if len(found) > limit else None
     return jsonify(decisions=[_public(each) for each in found[:limit]], next=following, total=len(review.decided(storage, job_id)))
@@ -239,7 +236,7 @@ def list_decisions(job_id: str) -> Response:
 def decide(job_id: str, item_id: int) -> Response:
     """Say of a row that its label is right (`accept`), or which `label` is."""
     batch_of(job_id)
-    said = _spec()
+    said = parameters.body()
     if said != {"accept": True} and (set(said) != {"label"} or not isinstance(said["label"], str)):
         raise Invalid('The body is {"accept": true} or {"label": a class name}.', field="label")
     row = backend().queries.row(job_id, item_id)
@@ -272,24 +269,8 @@ def predict() -> Response:
     """Label one image now: the query names the `model`; the image is the body or the form's `image`."""
     b = backend()
     name, version = models.resolve(b.storage, request.args.get("model", ""))
-    image = _image(b.settings.max_image_bytes)
+    image = parameters.image(b.settings.max_image_bytes)
     return jsonify(orders.predict(b, f"{name}/v{version}", image))
-
-
-def _image(most: int) -> bytes:
-    request.max_content_length = most + 2**16  # the parts of a form around it
-    if request.mimetype == "multipart/form-data":
-        file = request.files.get("image")
-        if file is None:
-            raise Invalid("The form has no file named `image`.", field="image")
-        data: bytes = file.read()
-    elif request.mimetype.startswith("image/") or request.mimetype == "application/octet-stream":
-        data = request.get_data(cache=False)
-    else:
-        raise UnsupportedMediaType("Send the image as the body with a content type such as image/jpeg, or as the file `image` of a form.")
-    if not data:
-        raise Invalid("The image is empty.", field="image")
-    return data
 
 
 # -- jobs, workers, uploads -------------------------------------------------------------------------------------------
@@ -298,7 +279,7 @@ def _image(most: int) -> bytes:
 @blueprint.get("/jobs")
 def list_jobs() -> Response:
     """The newest jobs, of one kind or state if asked for."""
-    return _page_of_jobs("jobs", _one_of("kind", tuple(QUEUE_OF)))
+    return _page_of_jobs("jobs", parameters.one_of("kind", tuple(QUEUE_OF)))
 
 
 @blueprint.get("/jobs/<job_id>")
@@ -333,7 +314,7 @@ def resume_job(job_id: str) -> Response:
 @blueprint.post("/jobs/<job_id>/extend")
 def extend_job(job_id: str) -> Response:
     """Order more epochs of a training that is done."""
-    epochs = check(Epochs, _spec().get("epochs"))
+    epochs = check(Epochs, parameters.body().get("epochs"))
     return accepted(orders.extend(backend(), job_of(job_id).id, epochs))
 
 
@@ -367,7 +348,7 @@ def upload() -> tuple[Response, int]:
 def missing_files() -> Response:
     """Which of these files still have to be sent, and the bytes that one may have."""
     b = backend()
-    return jsonify(missing=missing_blobs(b, _spec().get("sha256")), max_bytes=b.settings.max_image_bytes)
+    return jsonify(missing=missing_blobs(b, parameters.body().get("sha256")), max_bytes=b.settings.max_image_bytes)
 
 
 @blueprint.put("/uploads/blobs/<sha256>")
@@ -423,27 +404,6 @@ def _trouble(check: Callable[[], None]) -> str:
 # -- what the routes share --------------------------------------------------------------------------------------------
 
 
-def _spec(**fields: str) -> dict[str, Any]:
-    """The JSON object of the body with `fields` from the address."""
-    if not request.is_json:  # a page of another site cannot send this type without asking first
-        raise UnsupportedMediaType("Send the spec as JSON, with the header Content-Type: application/json.")
-    request.max_content_length = MAX_JSON_BYTES
-    try:
-        body = json.loads(request.get_data(cache=False) or b"{}", parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise BadRequest(f"The body is not JSON that can be read: {error}.") from None
-    if not isinstance(body, dict):
-        raise Invalid("The body must be a JSON object.")
-    for field, value in fields.items():
-        if body.setdefault(field, value) != value:
-            raise Invalid(f"The address names {value!r}, the body another {field}.", field=field)
-    return body
-
-
-def _no_number(text: str) -> float:
-    raise ValueError(f"{text} is no number")
-
-
 def _submitted(kind: str, spec: dict[str, Any]) -> Response:
     return accepted(orders.submit(backend(), kind, spec, request.headers.get("Idempotency-Key", "")))
 
@@ -462,37 +422,16 @@ def _job_json(job: Job) -> dict[str, Any]:
 
 
 def _page_of_jobs(key: str, kind: str | None) -> Response:
-    limit, before = _number("limit", 50, 1, 500), request.args.get("before")
-    state = _one_of("state", tuple(State))
+    limit, before = parameters.number("limit", 50, 1, 500), request.args.get("before")
+    state = parameters.one_of("state", tuple(State))
     found = backend().store.page(limit + 1, before or None, kind, (State(state),) if state else ())
     shown = found[:limit]
     return jsonify({key: [_job_json(job) for job in shown], "next": shown[-1].id if len(found) > limit else None})
 
 
-def _number(name: str, default: int, least: int, most: int) -> int:
-    text = request.args.get(name) or str(default)
-    if not re.fullmatch(r"\d{1,16}", text, re.ASCII) or not least <= int(text) <= most:
-        raise Invalid(f"{name} must be a whole number from {least:,} to {most:,}.", field=name)
-    return int(text)
-
-
-def _share(name: str, default: float) -> float:
-    text = request.args.get(name) or str(default)
-    if not re.fullmatch(r"\d{0,3}\.?\d{0,9}", text, re.ASCII) or not re.search(r"\d", text, re.ASCII) or float(text) > 1:
-        raise Invalid(f"{name} must be a number from 0 to 1.", field=name)
-    return float(text)
-
-
 def _public(row: dict[str, Any]) -> dict[str, Any]:
     """A row without its locator, which may be a path on the server."""
     return {name: value for name, value in row.items() if name != "locator"}
-
-
-def _one_of(name: str, choices: tuple[str, ...]) -> str | None:
-    value = request.args.get(name) or None
-    if value is not None and value not in choices:
-        raise Invalid(f"{name} must be one of {', '.join(choices)}.", field=name)
-    return value
 
 
 @blueprint.after_request

@@ -5,7 +5,8 @@ from dataclasses import asdict
 from flask import Response, jsonify
 
 from shared import datasets, edits
-from web.api import _number, _spec, blueprint
+from web import parameters
+from web.api import blueprint
 from web.backend import backend
 
 
@@ -13,7 +14,7 @@ from web.backend import backend
 def list_edits(name: str) -> Response:
     """What the next version would change, in the order it was decided."""
     found = edits.pending(backend().storage, name)
-    start, limit = _number("start", 0, 0, 2**53), _number("limit", 100, 1, 1000)
+    start, limit = parameters.number("start", 0, 0, 2**53), parameters.number("limit", 100, 1, 1000)
     following = start + limit if start + limit < len(found) else None
     version = datasets.latest(backend().storage, name) + 1
     return jsonify(edits=edits.as_json(found[start : start + limit]), next=following, total=len(found), version=version)
@@ -22,7 +23,7 @@ def list_edits(name: str) -> Response:
 @blueprint.post("/datasets/<name>/edits")
 def edit(name: str) -> tuple[Response, int]:
     """Keep, relabel or remove an image of the newest version."""
-    return jsonify(asdict(edits.decide(backend().storage, name, edits.parse_edit(_spec())))), 201
+    return jsonify(asdict(edits.decide(backend().storage, name, edits.parse_edit(parameters.body())))), 201
 
 
 @blueprint.delete("/datasets/<name>/edits/<sha256>")

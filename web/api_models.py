@@ -7,8 +7,8 @@ from shared import models, validation
 from shared.errors import Invalid
 from shared.specs import Name, check
 from shared.weights import MAX_INFO
-from web import orders
-from web.api import _image, _number, _one_of, _share, accepted, blueprint
+from web import orders, parameters
+from web.api import accepted, blueprint
 from web.backend import backend
 from web.uploads import keep_model
 
@@ -22,8 +22,8 @@ def list_validation(name: str, version: int) -> Response:
     for column in ("actual", "predicted"):
         if label := request.args.get(column):
             said = validation.of(said, column, label)
-    order = _one_of("order", tuple(ORDERS)) or "loss"
-    start, limit = _number("start", 0, 0, 2**53), _number("limit", 100, 1, 1000)
+    order = parameters.one_of("order", tuple(ORDERS)) or "loss"
+    start, limit = parameters.number("start", 0, 0, 2**53), parameters.number("limit", 100, 1, 1000)
     rows = said.sort_by([(order, ORDERS[order]), ("sha256", "ascending")]).slice(start, limit).to_pylist()
     return jsonify(rows=rows, next=start + limit if start + limit < len(said) else None, total=len(said))
 
@@ -31,7 +31,7 @@ def list_validation(name: str, version: int) -> Response:
 @blueprint.get("/models/<name>/versions/<int(max=999999):version>/threshold")
 def show_threshold(name: str, version: int) -> Response:
     """From which probability on labels are right as often as `?precision=` asks, and the share of images below it; null: from none."""
-    precision = _share("precision", validation.PRECISION)
+    precision = parameters.share("precision", validation.PRECISION)
     return jsonify(wanted=precision, threshold=validation.threshold(validation.read(backend().storage, name, version), precision))
 
 
@@ -40,7 +40,7 @@ def look_into(name: str, version: int) -> Response:
     """Where a version looks in one image, the body or the form's `image`, for the class it predicts or the one that `?class=` names."""
     b = backend()
     info = models.info(b.storage, name, version)
-    return jsonify(orders.explain(b, info, _image(b.settings.max_image_bytes), request.args.get("class", "")))
+    return jsonify(orders.explain(b, info, parameters.image(b.settings.max_image_bytes), request.args.get("class", "")))
 
 
 @blueprint.post("/models/<name>/versions/<int(max=999999):version>/export")

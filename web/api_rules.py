@@ -6,7 +6,7 @@ from flask import Response, jsonify, request, url_for
 
 from shared import rules
 from shared.specs import Name, check
-from web.api import _spec as body
+from web import parameters
 from web.api import blueprint
 from web.backend import backend
 
@@ -22,7 +22,7 @@ def list_rules() -> Response:
 @blueprint.post("/rules")
 def make_rule() -> tuple[Response, int]:
     """Keep a rule."""
-    rule = rules.make(backend().storage, body())
+    rule = rules.make(backend().storage, parameters.body())
     response = jsonify(_told(rule))
     response.location = url_for("api.show_rule", rule_id=rule.id)
     return response, 201

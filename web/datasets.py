@@ -11,7 +11,7 @@ from shared import datasets, looks, models, rules
 from shared.errors import DarkroomError, Invalid, NotFound
 from shared.specs import LookSpec, check
 from shared.storage import versions
-from web import charts, orders
+from web import charts, orders, parameters
 from web.backend import backend
 from web.covers import cover, first_rows
 from web.forms import SpecForm, class_lines
@@ -102,7 +102,7 @@ def version_page(name: str, version: int, **typed: Any) -> str:
     info = datasets.info(storage, name, version)
     numbers = versions(storage, f"datasets/{name}")
     common = {"info": info, "numbers": numbers[::-1], "balance": charts.bar_rows(info["classes"], most=200), "thin": thin(info["classes"])}
-    label, page = request.args.get("label"), _page()
+    label, page = request.args.get("label"), parameters.page()
     if label is not None:
         if label not in info["classes"]:
             raise NotFound(f"The dataset {name!r} v{version} has no class {label!r}.")
@@ -178,8 +178,3 @@ def look_picture(name: str, version: int, key: str, strip: str) -> Response:
     if strip not in looks.STRIPS or not re.fullmatch(r"[0-9a-z.-]{1,40}", key) or ".." in key:
         raise NotFound("There is no such picture.")
     return webp(backend().storage.read(looks.path(name, version, key, f"{strip}.webp")))
-
-
-def _page() -> int:
-    text = request.args.get("page", "1")
-    return max(1, int(text)) if text.isascii() and text.isdigit() and len(text) < 7 else 1

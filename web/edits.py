@@ -8,7 +8,7 @@ from werkzeug.wrappers import Response as Redirect
 from shared import datasets, edits, models
 from shared.edits import Edit
 from shared.errors import DarkroomError, NotFound
-from web import orders
+from web import orders, parameters
 from web.backend import backend
 
 blueprint = Blueprint("edits", __name__)
@@ -21,7 +21,7 @@ VERBS = {"keep": "kept", "relabel": "relabelled", "remove": "removed"}
 def index(name: str) -> str:
     """What the next version will change, the newest decision first."""
     info, found = datasets.info(backend().storage, name), changes(name)
-    page = max(1, request.args.get("page", 1, int))
+    page = parameters.page()
     shown = found[(page - 1) * PAGE : page * PAGE]
     return render_template("edits/index.html", info=info, shown=shown, page=page, pages=-(-len(found) // PAGE))
 

@@ -99,7 +99,7 @@ def to_retrain(backend: Backend, job: Job) -> str:
         return ""
     there = [made for name in models.names(storage) for made in models.all_versions(storage, name)]
     refs = {f"{made['model']}/v{made['version']}": made for made in there}
-    on_it = {ref: made["created"] for ref, made in refs.items() if made["dataset"]["name"] == job.spec["dataset"]}
+    on_it = {ref: made["created"] for ref, made in refs.items() if made.get("dataset", {}).get("name") == job.spec["dataset"]}
     return str(source["model"]) if source.get("model") in refs else max(on_it, key=on_it.__getitem__, default="")
 
 

@@ -10,7 +10,7 @@ from flask import Blueprint, render_template, request
 from shared import datasets, heat, models, validation
 from shared.errors import DarkroomError, NotFound
 from shared.storage import Storage
-from web import charts, orders
+from web import charts, orders, parameters
 from web.backend import backend
 
 blueprint = Blueprint("reports", __name__)
@@ -57,7 +57,7 @@ def _cell(said: pa.Table | None, report: dict[str, Any]) -> dict[str, Any]:
     shown: dict[str, Any] = {"actual": actual, "predicted": predicted, "images": None, "found": 0, "page": 1, "pages": 1}
     if actual is None and predicted is None:
         return shown
-    page = page_number("page")
+    page = parameters.page()
     if said is None:
         rows = [m for m in report["mistakes"] if actual in {None, m["actual"]} and predicted in {None, m["predicted"]}]
         rows.sort(key=lambda row: -row["probability"])
@@ -71,16 +71,10 @@ def _cell(said: pa.Table | None, report: dict[str, Any]) -> dict[str, Any]:
 def _sheets(said: pa.Table | None, report: dict[str, Any]) -> dict[str, Any]:
     """The best and the worst of each class, the classes that are least often right first, a page of them."""
     per_class = sorted((row for row in report["per_class"] if row["support"]), key=lambda row: row["recall"])
-    page = page_number("classes")
+    page = parameters.page("classes")
     shown = per_class[(page - 1) * CLASSES : page * CLASSES] if said is not None else []
     sheets = [{**row, "sides": validation.extremes(said, row["label"], EXTREMES)} for row in shown]
     return {"sheets": sheets, "class_page": page, "class_pages": -(-len(per_class) // CLASSES)}
-
-
-def page_number(name: str) -> int:
-    """The page that the address asks for, 1 for what is no number."""
-    text = request.args.get(name, "1")
-    return max(1, int(text)) if text.isascii() and text.isdigit() and len(text) < 7 else 1
 
 
 # -- one image --------------------------------------------------------------------------------------------------------
@@ -112,8 +106,8 @@ def _row(storage: Storage, info: dict[str, Any], sha256: str) -> dict[str, Any]:
         said = []
     if said:
         return said[0]  # type: ignore[no-any-return]
-    dataset = info["dataset"]
-    for row in datasets.rows(storage, dataset["name"], dataset["version"]):
+    dataset = info.get("dataset")  # of an imported model it is not known
+    for row in datasets.rows(storage, dataset["name"], dataset["version"]) if dataset else ():
         if row["sha256"] == sha256:
             return {"sha256": sha256, "ext": row["ext"], "actual": row["label"]}
     raise NotFound(f"The model {info['model']}/v{info['version']} has seen no such picture.")

@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
-import pyarrow.parquet as pq
 import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as refusals
 
-from shared import datasets, models
-from shared.errors import DarkroomError
+from shared import datasets, models, validation
+from shared.errors import DarkroomError, NotFound
 from shared.settings import Settings
 from shared.specs import ExportSpec
 from shared.storage import Storage
@@ -163,8 +162,7 @@ def pictures(info: dict[str, Any], storage: Storage) -> np.ndarray:
 
 
 def _validated(info: dict[str, Any], storage: Storage) -> list[dict[str, Any]]:
-    key = models.key(info["model"], info["version"], "validation.parquet")
-    if not storage.exists(key):  # an imported model, or one from before there was such a file
+    try:
+        return validation.read(storage, info["model"], info["version"]).to_pylist()  # type: ignore[no-any-return]
+    except NotFound:  # an imported model, or one from before there was such a file
         return []
-    with storage.open(key) as file:
-        return pq.read_table(file, columns=["sha256", "ext"]).to_pylist()  # type: ignore[no-any-return]

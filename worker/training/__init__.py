@@ -156,13 +156,12 @@ def learn(
     if spec.find_lr and not standing.epochs:
         progress.update(phase="finding the learning rate")
         standing.base_lr, standing.lr_curve = find_rate(learner, spec, Watch(progress))
-    grows = (
-        spec.progressive and not standing.earlier and takes_any_size(spec.arch)
-    )  # more epochs of a finished training are all in full size
-    spec_now = spec.model_copy(update={"base_lr": standing.base_lr or spec.base_lr, "progressive": grows})
-    live = Live(progress, spec_now, learner.dls, standing)
+    # more epochs of a finished training are all in full size
+    grows = spec.progressive and not standing.earlier and takes_any_size(spec.arch)
+    recipe = spec.model_copy(update={"base_lr": standing.base_lr or spec.base_lr, "progressive": grows})
+    live = Live(progress, recipe, learner.dls, standing)
     keep = Keep(storage, job, spec, standing, kept, progress)
-    fit(learner, spec_now, live, keep)
+    fit(learner, recipe, live, keep)
     return live, keep
 
 

