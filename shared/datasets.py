@@ -39,6 +39,11 @@ MANIFEST = pa.schema(
         ("format", pa.string()),
         ("bytes", pa.int64()),
         ("phash", pa.string()),  # perceptual hash, 64 bits as hex
+        ("split", pa.string()),  # train, valid or test, where an import says so; empty: `split` decides
+        ("group", pa.string()),  # sha256 of the first image of its near duplicates; empty: it has none
+        ("query", pa.string()),  # what was searched for
+        ("creator_url", pa.string()),
+        ("attribution", pa.string()),  # the sentence that the source asks to be named with
     ]
 )
 
@@ -109,11 +114,19 @@ def rows(
     """Manifest rows of a version, of one class if `label` is given, in manifest order. Raises NotFound."""
     check(Name, name)
     with storage.open(f"datasets/{name}/{version_name(version)}/manifest.parquet") as f:
-        table = pq.read_table(f)
+        table = _completed(pq.read_table(f))
     keep = pc.equal(table["status"], status)
     if label is not None:
         keep = pc.and_(keep, pc.equal(table["label"], label))
     return table.filter(keep).slice(start, limit).to_pylist()  # type: ignore[no-any-return]
+
+
+def _completed(table: pa.Table) -> pa.Table:
+    """A manifest of an earlier Darkroom has fewer columns: those that it lacks are empty."""
+    for field in MANIFEST:
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.repeat(pa.scalar(0 if pa.types.is_integer(field.type) else "", field.type), len(table)))
+    return table.select(MANIFEST.names)
 
 
 def row_batches(storage: Storage, name: str, version: int | None, columns: list[str], size: int = 10_000) -> Iterator[pa.RecordBatch]:

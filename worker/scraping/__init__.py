@@ -17,7 +17,7 @@ from worker.examining import EVERY, Collection, dropped, examine, published, too
 from worker.progress import Progress
 from worker.scraping import commons, openverse
 from worker.scraping.fetch import Fetcher, FetchError
-from worker.scraping.sources import Hit, Search, SourceFailed
+from worker.scraping.sources import Hit, Query, Search, SourceFailed
 
 SOURCES: dict[str, Search] = {"openverse": openverse.search, "commons": commons.search}
 CLASSES_AT_ONCE = 4
@@ -148,7 +148,7 @@ async def _hits(run: _Scrape, name: str, wanted: ClassQuery) -> AsyncGenerator[H
         return
     limit = run.spec.per_class * LOOKED_AT
     try:
-        async with aclosing(SOURCES[name](run.fetcher, wanted.query or wanted.name, wanted.name, limit, run.settings)) as hits:
+        async with aclosing(SOURCES[name](run.fetcher, Query(wanted.query or wanted.name, wanted.name, limit), run.settings)) as hits:
             async for hit in hits:
                 yield hit
     except SourceFailed as error:
@@ -182,4 +182,5 @@ def _origin(hit: Hit) -> dict[str, Any]:
         "licence": hit.licence,
         "licence_url": hit.licence_url,
         "creator": hit.creator,
+        "query": hit.query,
     }

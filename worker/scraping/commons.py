@@ -6,20 +6,20 @@ from typing import Any
 
 from shared.settings import Settings
 from worker.scraping.fetch import Fetcher
-from worker.scraping.sources import Hit, SourceFailed, ask, entries, pixels, text
+from worker.scraping.sources import Hit, Query, SourceFailed, ask, entries, pixels, text
 
 PAGE = 50  # hits of one answer
 PAGES = 40  # answers of one query, in case it never ends
 THUMB = 330  # pixels: one of the widths that are kept ready
 
 
-async def search(fetcher: Fetcher, query: str, label: str, limit: int, settings: Settings) -> AsyncGenerator[Hit]:
-    """At most `limit` hits, page by page. Raises SourceFailed, also when `operator_contact` is not set."""
+async def search(fetcher: Fetcher, query: Query, settings: Settings) -> AsyncGenerator[Hit]:
+    """At most `query.limit` hits, page by page. Raises SourceFailed, also when `operator_contact` is not set."""
     if not settings.operator_contact.strip():
         raise SourceFailed(
             "Wikimedia Commons answers only to those who say who they are: set DARKROOM_OPERATOR_CONTACT to a web address or e-mail."
         )
-    parameters = _parameters(query)
+    parameters = _parameters(query.text)
     rank = 0
     for _ in range(PAGES):
         answer = await ask(fetcher, "Wikimedia Commons", settings.commons_url, parameters)
@@ -27,8 +27,8 @@ async def search(fetcher: Fetcher, query: str, label: str, limit: int, settings:
             said = text(error.get("info")) if isinstance(error, dict) else ""
             raise SourceFailed(f"Wikimedia Commons could not be searched: {said or 'it answered with an error'}.")
         for page in _pages(answer):
-            hit = _hit(page, query, label, rank)
-            if rank >= limit:
+            hit = _hit(page, query, rank)
+            if rank >= query.limit:
                 return
             if hit:
                 yield hit
@@ -62,7 +62,7 @@ def _pages(answer: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(entries(query, "pages"), key=lambda page: pixels(page.get("index"))) if isinstance(query, dict) else []
 
 
-def _hit(page: dict[str, Any], query: str, label: str, rank: int) -> Hit | None:
+def _hit(page: dict[str, Any], query: Query, rank: int) -> Hit | None:
     """A page as a hit; None for what is no picture, such as a PDF or a drawing."""
     info = next(iter(entries(page, "imageinfo")), {})
     image_url = text(info.get("url"))
@@ -70,8 +70,8 @@ def _hit(page: dict[str, Any], query: str, label: str, rank: int) -> Hit | None:
         return None
     return Hit(
         source="commons",
-        query=query,
-        label=label,
+        query=query.text,
+        label=query.label,
         rank=rank,
         image_url=image_url,
         thumb_url=text(info.get("thumburl")),

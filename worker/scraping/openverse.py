@@ -5,34 +5,34 @@ from typing import Any
 
 from shared.settings import Settings
 from worker.scraping.fetch import Fetcher
-from worker.scraping.sources import Hit, SourceFailed, ask, entries, pixels, text
+from worker.scraping.sources import Hit, Query, SourceFailed, ask, entries, pixels, text
 
 PAGE = 20  # the most without a key; more is answered 401
 DEEPEST = 240  # hits of a query, with or without a key
 
 
-async def search(fetcher: Fetcher, query: str, label: str, limit: int, settings: Settings) -> AsyncGenerator[Hit]:
-    """At most `limit` hits (and never more than 240), page by page. Raises SourceFailed."""
+async def search(fetcher: Fetcher, query: Query, settings: Settings) -> AsyncGenerator[Hit]:
+    """At most `query.limit` hits (and never more than 240), page by page. Raises SourceFailed."""
     rank = 0
     for page in range(1, DEEPEST // PAGE + 1):
-        answer = await ask(fetcher, "Openverse", settings.openverse_url, {"q": query[:200], "page": page, "page_size": PAGE})
+        answer = await ask(fetcher, "Openverse", settings.openverse_url, {"q": query.text[:200], "page": page, "page_size": PAGE})
         if not isinstance(answer.get("results"), list):
             raise SourceFailed("Openverse could not be searched: its answer holds no results.")
         for result in entries(answer, "results"):
-            if rank >= limit:
+            if rank >= query.limit:
                 return
             if image_url := text(result.get("url")):
-                yield _hit(result, image_url, query, label, rank)
+                yield _hit(result, image_url, query, rank)
                 rank += 1
         if not answer["results"] or page >= (pixels(answer.get("page_count")) or DEEPEST):
             return
 
 
-def _hit(result: dict[str, Any], image_url: str, query: str, label: str, rank: int) -> Hit:
+def _hit(result: dict[str, Any], image_url: str, query: Query, rank: int) -> Hit:
     return Hit(
         source="openverse",
-        query=query,
-        label=label,
+        query=query.text,
+        label=query.label,
         rank=rank,
         image_url=image_url,
         thumb_url=text(result.get("thumbnail")),

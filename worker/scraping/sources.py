@@ -36,11 +36,20 @@ class Hit:
     height: int
 
 
+@dataclass(frozen=True)
+class Query:
+    """What is searched for in a source, for one class."""
+
+    text: str
+    label: str  # the class
+    limit: int  # hits, at most
+
+
 class Search(Protocol):
     """A source: a function that searches it, page by page, as its hits are asked for."""
 
-    def __call__(self, fetcher: Fetcher, query: str, label: str, limit: int, settings: Settings) -> AsyncGenerator[Hit]:
-        """At most `limit` hits, best first. Raises SourceFailed while iterating."""
+    def __call__(self, fetcher: Fetcher, query: Query, settings: Settings) -> AsyncGenerator[Hit]:
+        """At most `query.limit` hits, best first. Raises SourceFailed while iterating."""
 
 
 async def ask(fetcher: Fetcher, source: str, url: str, parameters: dict[str, Any]) -> dict[str, Any]:
