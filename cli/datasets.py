@@ -1,17 +1,19 @@
-"""`darkroom dataset`: import, scrape, list, show; edit, edits, freeze."""
+"""`darkroom dataset`: import, export, scrape, list, show; edit, edits, freeze."""
 
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import click
 
 from cli import show
 from cli.client import Client
-from cli.follow import tell
+from cli.follow import notice, tell
 from cli.options import Checked, checked, json_option, spec_options, wait_option
 from cli.pack import existing, upload
-from shared.specs import ModelRef, Name, ScrapeSpec
+from shared.specs import ImportSpec, ModelRef, Name, PackSpec, ScrapeSpec, rename_lines
 
 NAME = Checked("name", Name)
+FORMATS = get_args(PackSpec.model_fields["format"].annotation)
 
 
 @click.group("dataset")
@@ -21,17 +23,68 @@ def dataset() -> None:
 
 @dataset.command("import")
 @click.argument("name", type=NAME)
-@click.argument("path")
+@click.argument("path", required=False)
 @click.option("--on-server", is_flag=True, help="PATH is a folder that the server sees, or s3://bucket/prefix; nothing is uploaded")
+@click.option("--from", "other", metavar="NAME[/vN]", help="instead of PATH: another dataset, or NAME itself to rename its classes")
+@click.option("--only", multiple=True, metavar="CLASS", help="with --from: this class, and others so named")
+@click.option(
+    "--rename", multiple=True, metavar="OLD=NEW", help="what a class is called from now on; two may become one, and OLD= is left out"
+)
+@click.option("--note", default="", help=ImportSpec.model_fields["note"].description)
 @wait_option
 @json_option
 @click.pass_obj
-def import_(client: Client, name: str, path: str, on_server: bool, wait: bool, as_json: bool) -> None:
-    """Make a dataset of a folder or zip that has a folder per class."""
-    source = {"kind": "folder", "path": path} if on_server else None
-    source = source or upload(client, existing((path,)))
-    spec = checked("import", {"dataset": name, "source": source})
-    tell(client, client.submit("datasets", name, "import", spec=spec), wait, as_json)
+def import_(
+    client: Client,
+    name: str,
+    path: str | None,
+    on_server: bool,
+    other: str | None,
+    only: tuple[str, ...],
+    rename: tuple[str, ...],
+    note: str,
+    wait: bool,
+    as_json: bool,
+) -> None:
+    """Make a dataset of a folder, zip or tar that has a folder per class or a table of classes, of a CSV, or of another dataset."""
+    if (path is None) == (other is None):
+        raise click.UsageError("Say what to import: PATH, or --from NAME.")
+    try:
+        common = {"dataset": name, "classes": rename_lines(rename), "note": note}
+    except ValueError as error:
+        raise click.UsageError(f"--rename: {error}.") from None
+    source = {"kind": "folder", "path": path} if on_server else _other(other, only) if other else None
+    checked("import", {**common, "source": source or {"kind": "folder", "path": "/"}})  # before anything is uploaded
+    source = source or upload(client, existing((path or "",)), tables=True)
+    tell(client, client.submit("datasets", name, "import", spec=checked("import", {**common, "source": source})), wait, as_json)
+
+
+def _other(ref: str, only: tuple[str, ...]) -> dict[str, Any]:
+    """The source that is another dataset. Raises UsageError."""
+    name, slash, version = ref.partition("/")
+    if slash and not version.removeprefix("v").isdigit():
+        raise click.UsageError(f"--from {ref!r}: a dataset is named as name or name/v3.")
+    more: dict[str, Any] = {"version": int(version.removeprefix("v"))} if slash else {}
+    return {"kind": "dataset", "dataset": name, **more, **({"classes": list(only)} if only else {})}
+
+
+@dataset.command("export")
+@click.argument("name", type=NAME)
+@click.option("--version", type=click.IntRange(min=1), help="empty: the newest")
+@click.option(
+    "--format", "form", type=click.Choice(FORMATS), default="folder", show_default=True, help=PackSpec.model_fields["format"].description
+)
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="the file to write; default: NAME-vN-FORMAT.zip")
+@json_option
+@click.pass_obj
+def export(client: Client, name: str, version: int | None, form: str, out: Path | None, as_json: bool) -> None:
+    """Download a version as a zip that other programs read, and that makes the same dataset when it is imported."""
+    number = version or client.get("datasets", name)["versions"][0]["version"]
+    place = ("datasets", name, "versions", number, "exports", form)
+    tell(client, client.submit(*place, spec={}), True, as_json)
+    target = out or Path(f"{name}-v{number}-{form}.zip")
+    client.download(target, *place)
+    notice(f"Saved as {target}.")
 
 
 @dataset.command("scrape")

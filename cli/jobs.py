@@ -7,7 +7,7 @@ from cli.client import Client
 from cli.follow import tell
 from cli.options import json_option, wait_option
 
-KINDS = ("import", "scrape", "look", "train", "export", "adopt", "classify")
+KINDS = ("import", "scrape", "look", "pack", "train", "export", "adopt", "classify")
 STATES = ("queued", "running", "paused", "done", "failed", "cancelled")
 ID = click.argument("job_id", metavar="ID")
 

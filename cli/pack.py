@@ -16,24 +16,41 @@ import click
 from cli.client import CHUNK, Client
 from cli.follow import Report, read_reporting, reporting
 from shared.errors import DarkroomError, Invalid, Unavailable
+from shared.tables import LABELS, MAX_TABLE, lines
 
 AT_ONCE = 6  # connections, and threads that hash
 PORTION = 2000  # files that are hashed, asked for and sent together
+# what is uploaded as it is, by the end of its name
+KINDS = {
+    ".zip": "application/zip",
+    ".tar": "application/x-tar",
+    **dict.fromkeys((".tar.gz", ".tgz"), "application/gzip"),
+    **dict.fromkeys((".tar.bz2", ".tbz2"), "application/x-bzip2"),
+    **dict.fromkeys((".tar.xz", ".txz"), "application/x-xz"),
+}
 RETRY_SECONDS = (0.5, 1, 2, 4)  # before each further try when the web is away for a moment
 
 
-def upload(client: Client, paths: list[Path]) -> dict[str, Any]:
-    """Upload a zip, or folders and pictures; returns the source for a spec. Symbolic links in folders are left out.
+def upload(client: Client, paths: list[Path], tables: bool = False) -> dict[str, Any]:
+    """Upload a zip or tar, or folders and pictures; returns the source for a spec. Symbolic links in folders are left out.
+
+    `tables`: a folder's tables that tell of its pictures go with them, and a CSV may be given alone, with the pictures below its folder that it names.
 
     Files are named by the SHA-256 of their bytes and sent only if the server has not got them: after a connection that
     broke off, the same command sends the rest.
     """
     try:
-        if len(paths) == 1 and paths[0].suffix.lower() == ".zip":
+        if len(paths) == 1 and paths[0].is_file() and paths[0].name.lower().endswith((*KINDS, *((".csv",) if tables else ()))):
+            if pictures := _named_in(paths[0]) if paths[0].suffix.lower() == ".csv" else []:
+                return _upload_files(client, [*pictures, (LABELS, paths[0])])
+            kind = next(kind for end, kind in {**KINDS, ".csv": "text/csv"}.items() if paths[0].name.lower().endswith(end))
             with paths[0].open("rb") as file:
                 size = os.fstat(file.fileno()).st_size
-                return client.upload(read_reporting(file, size, "uploading"), size)["source"]  # type: ignore[no-any-return]
-        return _upload_files(client, paths)
+                return client.upload(read_reporting(file, size, "uploading"), size, kind=kind)["source"]  # type: ignore[no-any-return]
+        pictures = list(_pictures(paths, tables))
+        if not pictures:
+            raise DarkroomError(f"There are no pictures in {', '.join(map(str, paths))}.")
+        return _upload_files(client, pictures)
     except OSError as error:
         raise DarkroomError(f"{error.filename or 'A file'} cannot be read or written: {error.strerror or error}.") from error
 
@@ -44,10 +61,33 @@ def upload_list(client: Client, file: IO[bytes]) -> dict[str, Any]:
     return client.upload(iter(partial(file.read, CHUNK), b""), None, "list", kind=kind)["source"]  # type: ignore[no-any-return]
 
 
-def _upload_files(client: Client, paths: list[Path]) -> dict[str, Any]:
-    pictures = list(_pictures(paths))
-    if not pictures:
-        raise DarkroomError(f"There are no pictures in {', '.join(map(str, paths))}.")
+def _named_in(table: Path) -> list[tuple[str, Path]]:
+    """(name, file) of the pictures that a CSV names, those that lie in its folder or below; of the others its rows will tell. Raises Invalid."""
+    from shared.items import picture_name
+
+    if table.stat().st_size > MAX_TABLE:
+        raise Invalid(f"{table} has more than {MAX_TABLE:,} bytes, the most a table may have.")
+    found: dict[str, Path] = {}
+    for line in lines(str(table), table.read_bytes()):
+        name = line.said.get("file", "").replace("\\", "/")
+        parts = [part for part in name.split("/") if part not in {"", "."}]
+        outside = name.startswith("/") or ".." in parts or "\0" in name
+        if parts and not outside and picture_name(parts[-1]) and (path := _ordinary(table.parent, parts)):
+            found["/".join(parts)] = path
+    return list(found.items())
+
+
+def _ordinary(folder: Path, parts: list[str]) -> Path | None:
+    """A file below a folder, if it is there and no link leads to it."""
+    path = folder
+    for part in parts:
+        path = path / part
+        if path.is_symlink():
+            return None
+    return path if path.is_file() else None
+
+
+def _upload_files(client: Client, pictures: list[tuple[str, Path]]) -> dict[str, Any]:
     threads = ThreadPoolExecutor(AT_ONCE)
     try:
         with tempfile.TemporaryFile() as manifest, reporting() as report:
@@ -115,19 +155,19 @@ def _persistently(call: Callable[..., Any], *args: Any, **more: Any) -> Any:
     return call(*args, **more)
 
 
-def _pictures(paths: list[Path]) -> Iterator[tuple[str, Path]]:
+def _pictures(paths: list[Path], tables: bool) -> Iterator[tuple[str, Path]]:
     """(name, file): the name is relative to the folder if one is given alone, otherwise as the paths were written."""
-    from shared.items import path_of, picture_name, walk_folder
+    from shared.items import offered_name, path_of, picture_name, walk_folder
 
     for path in paths:
         if path.is_dir():
             above = [] if len(paths) == 1 else _inside(path)
-            for uri, locator, _ in walk_folder(path):
+            for uri, locator, _ in walk_folder(path, wanted=offered_name if tables else picture_name):
                 yield "/".join([*above, uri]), path_of(locator)
         elif picture_name(path.name):
             yield "/".join([path.name] if len(paths) == 1 else _inside(path)), path
         else:
-            raise click.UsageError(f"{path} is no picture by its name, and no folder. A zip is given alone.")
+            raise click.UsageError(f"{path} is no picture by its name, and no folder. A zip or tar is given alone.")
 
 
 def _inside(path: Path) -> list[str]:

@@ -53,6 +53,17 @@ def image_key(sha256: str, ext: str) -> str:
     return f"images/{sha256[:2]}/{sha256}.{ext}"
 
 
+def export_key(name: str, version: int, form: str) -> str:
+    """Where a version as a zip lies on storage, once it was exported in this format."""
+    return f"exports/{name}/{version_name(version)}/{form}.zip"
+
+
+def exports(storage: Storage, name: str, version: int) -> list[dict[str, Any]]:
+    """The zips that were made of a version and are still there: {format, bytes} each."""
+    forms = [file.removesuffix(".zip") for file in storage.list(f"exports/{name}/{version_name(version)}")]
+    return [{"format": form, "bytes": storage.size(export_key(name, version, form))} for form in forms]
+
+
 def blank_row(**values: Any) -> dict[str, Any]:
     """A manifest row: empty text and zeros, but for `values`."""
     row: dict[str, Any] = {f.name: 0 if pa.types.is_integer(f.type) else "" for f in MANIFEST}

@@ -37,6 +37,8 @@ from shared.images import IMAGE_SUFFIXES, BadImage, read_bounded
 from shared.settings import Settings
 from shared.specs import DatasetSource, EditsSource, FailedSource, FolderSource, ListSource, ReviewSource, UploadSource, UrlsSource
 from shared.storage import Storage
+from shared.tables import table_name
+from shared.tars import HARMLESS, RATIO
 
 ITEMS = pa.schema([("item_id", pa.int64()), ("uri", pa.string()), ("locator", pa.string())])
 FILES = pa.schema([("uri", pa.string()), ("locator", pa.string())])  # an upload of single files, or a list
@@ -46,6 +48,7 @@ DAMAGED = (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError,
 _JUNK = {"__macosx", ".ds_store", "thumbs.db", "desktop.ini"}
 
 Item = tuple[str, str, str]  # uri, locator, cursor
+Wanted = Callable[[str], bool]  # whether a file is an item, by its name
 Source = FolderSource | UploadSource | UrlsSource | ListSource | DatasetSource | FailedSource | ReviewSource | EditsSource
 
 
@@ -89,20 +92,32 @@ def check(source: Source, storage: Storage, settings: Settings) -> None:
                 raise NotFound(f"The batch {source.batch} has no rows on the storage.")
 
 
-def walk(source: Source, storage: Storage, settings: Settings, after: str = "") -> Iterator[Item]:
+def picture_name(name: str) -> bool:
+    """Whether a file looks like a picture by its suffix; whether it is one is seen when it is decoded."""
+    _, dot, suffix = name.rpartition(".")
+    return dot + suffix.lower() in IMAGE_SUFFIXES
+
+
+def offered_name(name: str) -> bool:
+    """Whether a dataset may be made of a file of this name: it looks like a picture, or like a table that tells of pictures."""
+    return picture_name(name) or table_name(name)
+
+
+def walk(source: Source, storage: Storage, settings: Settings, after: str = "", wanted: Wanted = picture_name) -> Iterator[Item]:
     """(uri, locator, cursor) of each item of a source, as a stream in an order that does not change.
 
-    `after`: the cursor of the last item that was taken; the walk goes on behind it. No more is in memory than the names
-    of one folder, or the directory of one zip. Raises Invalid or NotFound with a sentence, at the first item.
+    `after`: the cursor of the last item that was taken; the walk goes on behind it. `wanted` chooses the files of a folder or zip by their
+    names. No more is in memory than the names of one folder, or the directory of one zip. Raises Invalid or NotFound with a sentence, at the
+    first item.
     """
     check(source, storage, settings)
     match source:
         case FolderSource():
-            yield from _walk_place(check_place(source.path, settings), after)
+            yield from _walk_place(check_place(source.path, settings), after, wanted)
         case UploadSource() if storage.exists(files_key(source.id)):
             yield from _walk_rows(storage, files_key(source.id), after)
         case UploadSource():
-            yield from _walk_checked_zip(source.id, storage, settings, after)
+            yield from _walk_checked_zip(source.id, storage, settings, after, wanted)
         case ListSource():
             yield from _walk_rows(storage, list_key(source.id), after)
         case UrlsSource():
@@ -144,26 +159,26 @@ def _allowed(path: Path, settings: Settings) -> bool:
     return any(path.is_relative_to(Path(root).expanduser().resolve()) for root in settings.import_roots if not buckets.is_address(root))
 
 
-def _walk_place(place: str, after: str) -> Iterator[Item]:
+def _walk_place(place: str, after: str, wanted: Wanted) -> Iterator[Item]:
     if buckets.is_address(place):
-        return _walk_tree(place, f"bucket:{_escape(place)}/", buckets.lister(place), after)
-    return walk_folder(Path(place), after)
+        return _walk_tree(place, f"bucket:{_escape(place)}/", buckets.lister(place), after, wanted)
+    return walk_folder(Path(place), after, wanted)
 
 
-def walk_folder(folder: Path, after: str = "") -> Iterator[Item]:
+def walk_folder(folder: Path, after: str = "", wanted: Wanted = picture_name) -> Iterator[Item]:
     """(uri, locator, cursor) of each picture file below a folder, in order of name; the cursor is the path below the folder.
 
     Symbolic links are not followed; files with other suffixes are passed over, hidden files and folders too. A folder that
     cannot be read is an item of its own, whose row says so. Raises Invalid when `folder` itself cannot be read.
     """
     root = str(folder).rstrip("/")
-    return _walk_tree(root, f"file:{_escape(root)}/", _local_entries, after)
+    return _walk_tree(root, f"file:{_escape(root)}/", _local_entries, after, wanted)
 
 
-def _walk_tree(root: str, before: str, entries: Callable[[str], Iterable[tuple[str, bool]]], after: str) -> Iterator[Item]:
+def _walk_tree(root: str, before: str, entries: Callable[[str], Iterable[tuple[str, bool]]], after: str, wanted: Wanted) -> Iterator[Item]:
     """The pictures below `root`; `entries` lists a folder: (name, whether it is a folder) each. `before` begins every locator."""
     try:
-        levels = [("", *_chosen(entries(root or "/")), _unescape(after).split("/") if after else [])]
+        levels = [("", *_chosen(entries(root or "/"), wanted), _unescape(after).split("/") if after else [])]
     except OSError as error:
         raise Invalid(f"The folder {root or '/'} cannot be read ({error.strerror or error}).", field="source") from None
     while levels:
@@ -180,7 +195,7 @@ def _walk_tree(root: str, before: str, entries: Callable[[str], Iterable[tuple[s
         path = above + name
         if name in folders:
             try:
-                levels.append((f"{path}/", *_chosen(entries(f"{root}/{path}")), rest or []))
+                levels.append((f"{path}/", *_chosen(entries(f"{root}/{path}"), wanted), rest or []))
                 continue
             except OSError:
                 path += "/"
@@ -188,13 +203,13 @@ def _walk_tree(root: str, before: str, entries: Callable[[str], Iterable[tuple[s
         yield path if path.isascii() else path.encode("utf-8", "replace").decode(), before + escaped, escaped.rstrip("/")
 
 
-def _chosen(entries: Iterable[tuple[str, bool]]) -> tuple[list[str], set[str]]:
-    """Of the entries of a folder the names of pictures and folders, the first last, and which are folders. Raises OSError."""
+def _chosen(entries: Iterable[tuple[str, bool]], wanted: Wanted) -> tuple[list[str], set[str]]:
+    """Of the entries of a folder the names of wanted files and folders, the first last, and which are folders. Raises OSError."""
     found: dict[str, bool] = {}
     for name, is_folder in entries:
         if not name.startswith(".") and name.lower() not in _JUNK:
             found[name] = is_folder or found.get(name, False)  # an object may have the name of a folder
-    names = sorted((name for name, is_folder in found.items() if is_folder or picture_name(name)), reverse=True)
+    names = sorted((name for name, is_folder in found.items() if is_folder or wanted(name)), reverse=True)
     return names, {name for name in names if found[name]}
 
 
@@ -205,12 +220,6 @@ def _local_entries(folder: str) -> Iterator[tuple[str, bool]]:
             is_folder = entry.is_dir(follow_symlinks=False)
             if is_folder or entry.is_file(follow_symlinks=False):
                 yield entry.name, is_folder
-
-
-def picture_name(name: str) -> bool:
-    """Whether a file looks like a picture by its suffix; whether it is one is seen when it is decoded."""
-    _, dot, suffix = name.rpartition(".")
-    return dot + suffix.lower() in IMAGE_SUFFIXES
 
 
 def _escape(path: str) -> str:
@@ -292,8 +301,8 @@ def open_zip(storage: Storage, upload_id: str) -> zipfile.ZipFile:
         raise Invalid(f"The uploaded file is not a zip that can be read ({error}).", field="source") from None
 
 
-def check_zip(archive: zipfile.ZipFile, settings: Settings) -> None:
-    """Refuse a hostile zip before anything is read of it. Raises Invalid with a sentence."""
+def check_zip(archive: zipfile.ZipFile, settings: Settings, what: str = "zip") -> None:
+    """Refuse a hostile zip before anything is read of it; `what` it was when it was sent. Raises Invalid with a sentence."""
     members = archive.infolist()
     if len(members) > settings.max_zip_members:
         raise Invalid(f"The zip has {len(members):,} entries; at most {settings.max_zip_members:,} are allowed.", field="source")
@@ -305,30 +314,40 @@ def check_zip(archive: zipfile.ZipFile, settings: Settings) -> None:
             raise Invalid(f"The zip holds a symbolic link ({m.filename[:100]!r}); nothing of it was used.", field="source")
         if m.flag_bits & 1:
             raise Invalid("The zip is protected by a password; upload one without.", field="source")
-    if not any(picture_member(m) for m in members):
-        raise Invalid("The zip holds no pictures." if members else "The zip is empty.", field="source")
+    _check_unpacked(sum(m.file_size for m in members), archive.start_dir, settings)
+    if not any(member_wanted(m, offered_name) for m in members):
+        raise Invalid(f"The {what} holds no pictures." if members else f"The {what} is empty.", field="source")
 
 
-def picture_member(member: zipfile.ZipInfo) -> bool:
-    """Whether an entry looks like a picture by its name; whether it is one is seen when it is decoded."""
+def _check_unpacked(size: int, packed: int, settings: Settings) -> None:
+    """Refuse what unpacks to far more than it is. Of no entry is more read than its header promises, so that it can be said before. Raises Invalid."""
+    if size > settings.max_unpacked_bytes:
+        most = f"{settings.max_unpacked_bytes:,} are allowed; see DARKROOM_MAX_UNPACKED_BYTES"
+        raise Invalid(f"The zip unpacks to {size:,} bytes; at most {most}.", field="source")
+    if size > max(HARMLESS, RATIO * packed):
+        raise Invalid(f"The zip unpacks to {size:,} bytes, more than {RATIO} times its size; that is no zip of images.", field="source")
+
+
+def member_wanted(member: zipfile.ZipInfo, wanted: Wanted = picture_name) -> bool:
+    """Whether an entry is an ordinary file that is wanted by its name, and neither hidden nor what a system has left there."""
     parts = member.filename.lower().replace("\\", "/").split("/")
-    return not member.is_dir() and picture_name(parts[-1]) and not any(p in _JUNK or p.startswith(".") for p in parts)
+    return not member.is_dir() and wanted(parts[-1]) and not any(p in _JUNK or p.startswith(".") for p in parts)
 
 
-def walk_zip(archive: zipfile.ZipFile, upload_id: str, after: str = "") -> Iterator[Item]:
+def walk_zip(archive: zipfile.ZipFile, upload_id: str, after: str = "", wanted: Wanted = picture_name) -> Iterator[Item]:
     """(uri, locator, cursor) of each picture in a zip, in its order; the cursor is the member's index."""
     members = archive.infolist()
     for index in range(_behind(after), len(members)):
-        if picture_member(members[index]):
+        if member_wanted(members[index], wanted):
             # a name in another encoding than its flag says may hold what is no valid text
             yield members[index].filename.encode("utf-8", "replace").decode(), f"zip:{upload_id}!{index}", str(index)
 
 
-def _walk_checked_zip(upload_id: str, storage: Storage, settings: Settings, after: str) -> Iterator[Item]:
+def _walk_checked_zip(upload_id: str, storage: Storage, settings: Settings, after: str, wanted: Wanted) -> Iterator[Item]:
     with open_zip(storage, upload_id) as archive:
         if not after:  # an upload never changes: one that was walked in part was checked
             check_zip(archive, settings)
-        yield from walk_zip(archive, upload_id, after)
+        yield from walk_zip(archive, upload_id, after, wanted)
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------

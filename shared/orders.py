@@ -18,6 +18,7 @@ from shared.settings import Settings
 from shared.specs import (
     AdoptSpec,
     AnySpec,
+    ClassesSource,
     ClassifySpec,
     DatasetSource,
     EditsSource,
@@ -27,6 +28,7 @@ from shared.specs import (
     ImportSpec,
     LookSpec,
     Name,
+    PackSpec,
     ReviewSource,
     TrainSpec,
     check,
@@ -87,13 +89,15 @@ def settle(desk: Desk, spec: AnySpec) -> AnySpec:
         source = (
             _settle_edits(storage, spec.dataset, spec.source) if isinstance(spec.source, EditsSource) else _settle_source(desk, spec.source)
         )
+        if isinstance(source, ClassesSource) and source.dataset == spec.dataset:
+            _check_renaming(storage, spec, source)
         return spec.model_copy(update={"source": source, "then": spec.then and _settle_then(storage, spec.then)})
     if isinstance(spec, ExportSpec):
         name, version = models.resolve(storage, spec.model)
         return spec.model_copy(update={"model": f"{name}/v{version}"})
     if isinstance(spec, AdoptSpec) and not storage.exists(weights.key(spec.upload, "info.json")):
         raise NotFound("What was uploaded is not here any more. Send both files of the model again.")
-    if isinstance(spec, LookSpec):
+    if isinstance(spec, LookSpec | PackSpec):
         return spec.model_copy(update={"version": datasets.info(storage, spec.dataset, spec.version)["version"]})
     if isinstance(spec, TrainSpec):
         info = datasets.info(storage, spec.dataset, spec.version)
@@ -132,6 +136,21 @@ def _settle_edits(storage: Storage, dataset: str, source: EditsSource) -> EditsS
     return EditsSource(model=f"{name}/v{version}")
 
 
+def _check_renaming(storage: Storage, spec: ImportSpec, source: ClassesSource) -> None:
+    """A dataset may be its own source to have its classes renamed. Raises Conflict for an older version, Invalid when nothing is renamed."""
+    info = datasets.info(storage, spec.dataset)
+    if source.version != info["version"]:
+        raise Conflict(
+            f"{spec.dataset} v{source.version} is not its newest version, v{info['version']}; only that one's classes are renamed."
+        )
+    if source.classes is not None:
+        raise Invalid("Name the classes to leave out, rather than those to keep.", field="source")
+    if strange := [name for name in spec.classes if name not in info["classes"]]:
+        raise Invalid(f"{spec.dataset} v{info['version']} has no class {strange[0]!r}.", field="classes")
+    if not spec.classes:
+        raise Invalid("Say which class is called otherwise from now on, as in: old = new.", field="classes")
+
+
 def _settle_source(desk: Desk, source: Source) -> Source:
     """The source as the ledger keeps it: small, and the same whenever it is read. Raises Invalid, NotFound or Conflict."""
     storage = desk.storage
@@ -140,7 +159,7 @@ def _settle_source(desk: Desk, source: Source) -> Source:
         case FolderSource():
             return FolderSource(path=check_place(source.path, desk.settings))
         case DatasetSource():
-            return DatasetSource(dataset=source.dataset, version=datasets.info(storage, source.dataset, source.version)["version"])
+            return source.model_copy(update={"version": datasets.info(storage, source.dataset, source.version)["version"]})
         case FailedSource():
             job = desk.store.get(source.batch)
             if not job.state.terminal:

@@ -22,6 +22,7 @@ QUEUE_OF = {
     "import": "scrape",
     "scrape": "scrape",
     "look": "scrape",
+    "pack": "scrape",
     "train": "train",
     "export": "train",
     "adopt": "train",

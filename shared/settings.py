@@ -36,7 +36,8 @@ class Settings(BaseSettings):
         "unset: any folder on a loopback address, none otherwise, and no bucket",
     )
     max_upload_bytes: int = Field(20 * 2**30, ge=1, description="largest upload, bytes")
-    max_zip_members: int = Field(1_000_000, ge=1, description="most files in one zip")
+    max_zip_members: int = Field(1_000_000, ge=1, description="most files in one zip or tar")
+    max_unpacked_bytes: int = Field(100 * 2**30, ge=1, description="most bytes that a zip or tar may hold once it is unpacked")
     max_image_bytes: int = Field(50 * 2**20, ge=1, description="largest single image file, bytes")
     max_model_bytes: int = Field(4 * 2**30, ge=1, description="largest file of weights of a model that is imported, bytes")
     url: str = Field("http://127.0.0.1:8000", description="address of the web, for the command line")

@@ -8,6 +8,7 @@ import difflib
 import math
 import re
 import unicodedata
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StringConstraints,
@@ -31,6 +33,8 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 MODEL_REF = re.compile(r"([a-z0-9][a-z0-9_-]{0,62})(?:/(?:v)?(\d{1,6})|@([a-z0-9][a-z0-9_-]{0,62}))?")
 UPLOAD_ID = r"^[0-9a-z]{10,40}$"
 JOB_ID = r"^[0-9a-v]{20}$"
+MAX_RENAMES = 10_000
+MAX_FOLDER = 300  # characters of the old name of a class: a folder may have any
 HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Unicode categories: control, bidirectional, invisible, half of a pair, ends of lines
 SOURCES = ("folder", "upload", "urls", "list", "dataset", "failed", "review", "edits")
 # torchvision's, which are offered first; any other name is timm's
@@ -57,6 +61,35 @@ def check_class_name(value: str) -> str:
     if any(unicodedata.category(c) in HIDDEN for c in value):
         raise ValueError("a class name cannot hold control, bidirectional or invisible characters")
     return value
+
+
+def check_renames(value: Any) -> Any:
+    """New names by old ones; None for a class that is left out. Raises ValueError when two new names differ by case alone."""
+    if not isinstance(value, dict):
+        return value
+    if len(value) > MAX_RENAMES or any(len(str(old)) > MAX_FOLDER for old in value):
+        raise ValueError(f"at most {MAX_RENAMES:,} classes are renamed at once, of at most {MAX_FOLDER} characters each")
+    seen: dict[str, str] = {}
+    for new in value.values():
+        if isinstance(new, str) and seen.setdefault(new.casefold(), new) != new:
+            raise ValueError(f"{seen[new.casefold()]!r} and {new!r} differ by upper and lower case alone; give them one name")
+    return {unicodedata.normalize("NFC", str(old)).strip(): None if new in ("", None) else new for old, new in value.items()}
+
+
+def rename_lines(lines: Iterable[str]) -> dict[str, str | None]:
+    """What classes are called from now on, out of lines `old = new`, or `old =` for a class that is left out. Raises ValueError.
+
+    A name that holds `=` itself wants blanks around the one between the two: `a=b = c`.
+    """
+    found: dict[str, str | None] = {}
+    for line in filter(str.strip, lines):
+        old, equals, new = line.rpartition(" = ") if " = " in line else line.partition("=")
+        if not equals or not old.strip():
+            raise ValueError(f"{line.strip()[:120]!r} does not say which class becomes which, as in: old = new")
+        if old.strip() in found:
+            raise ValueError(f"the class {old.strip()!r} is renamed twice")
+        found[old.strip()] = new.strip() or None
+    return found
 
 
 def parse_model_ref(value: str) -> tuple[str, int | str | None]:
@@ -109,6 +142,7 @@ ClassName = Annotated[str, AfterValidator(check_class_name)]
 ModelRef = Annotated[str, AfterValidator(check_model_ref)]
 Start = Annotated[str, AfterValidator(check_start)]
 Arch = Annotated[str, AfterValidator(known_arch)]
+Renames = Annotated[dict[str, ClassName | None], BeforeValidator(check_renames)]
 Version = Annotated[int, Field(ge=1, le=999_999)]
 Epochs = Annotated[int, Field(ge=1, le=500)]
 JobId = Annotated[str, StringConstraints(pattern=JOB_ID)]
@@ -147,6 +181,12 @@ class DatasetSource(Spec):
     kind: Literal["dataset"] = "dataset"
     dataset: Name = Field(description="name of the dataset")
     version: int | None = Field(None, ge=1, description="empty: the newest when the job is submitted")
+
+
+class ClassesSource(DatasetSource):
+    """Classes of a dataset version, for another dataset or for the next version of the same."""
+
+    classes: list[ClassName] | None = Field(None, min_length=1, max_length=10_000, description="only these classes; empty: all")
 
 
 class FailedSource(Spec):
@@ -190,10 +230,14 @@ class UrlsSource(Spec):
 
 
 class ImportSpec(Spec):
-    """Make a dataset from a folder per class, or its next version from what was decided about it."""
+    """Make a dataset from images that have classes, or its next version from what was decided about it."""
 
     dataset: Name = Field(title="Name", description="name of the dataset; an existing one gets a new version")
-    source: Annotated[FolderSource | UploadSource | ReviewSource | EditsSource, Field(discriminator="kind")]
+    source: Annotated[FolderSource | UploadSource | ClassesSource | ReviewSource | EditsSource, Field(discriminator="kind")]
+    classes: Renames = Field(
+        {}, title="Rename classes", description="what a class is called from now on, by its old name; null leaves it out"
+    )
+    note: str = Field("", max_length=500, title="Note", description="kept with the version")
     then: ModelRef | None = Field(
         None, title="Then retrain", description="model that is retrained on the version once it is there, with the spec that made it"
     )
@@ -399,6 +443,18 @@ class ExportSpec(Spec):
     model: ModelRef = Field(title="Model", description="name, name/v3 or name@alias; a name alone is the newest when the job is submitted")
 
 
+class PackSpec(Spec):
+    """Write a dataset version as a zip, for other programs than Darkroom or for another installation."""
+
+    dataset: Name = Field(title="Dataset", description="dataset to export")
+    version: int | None = Field(None, ge=1, title="Dataset version", description="empty: the newest when the job is submitted")
+    format: Literal["folder", "csv", "coco", "huggingface", "labelstudio"] = Field(
+        "folder",
+        title="Format",
+        description="folder: a folder per class; csv: images and labels.csv; coco: annotations.json as COCO has it; huggingface: an image folder with metadata.jsonl; labelstudio: tasks.json",
+    )
+
+
 class AdoptSpec(Spec):
     """Make a version of a model out of the files of another installation."""
 
@@ -410,12 +466,13 @@ SPECS: dict[str, type[Spec]] = {
     "import": ImportSpec,
     "scrape": ScrapeSpec,
     "look": LookSpec,
+    "pack": PackSpec,
     "train": TrainSpec,
     "export": ExportSpec,
     "adopt": AdoptSpec,
     "classify": ClassifySpec,
 }
-AnySpec = ImportSpec | ScrapeSpec | LookSpec | TrainSpec | ExportSpec | AdoptSpec | ClassifySpec
+AnySpec = ImportSpec | ScrapeSpec | LookSpec | PackSpec | TrainSpec | ExportSpec | AdoptSpec | ClassifySpec
 
 
 def parse(kind: str, data: Any) -> AnySpec:

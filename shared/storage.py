@@ -11,6 +11,7 @@ version, a model version or a batch exists if and only if its info file does. Ke
     uploads/<id>.model.safetensors      the weights of a model to import, with uploads/<id>.info.json, until it is
     datasets/<name>/v0001/              manifest.parquet, edits.json (if it was made of edits), info.json
     datasets/<name>/edits/<id>.json     what a person decided about an image
+    exports/<name>/v0001/<format>.zip   a dataset version as it was exported; anyone may delete it, it is made again
     models/<name>/v0001/                model.safetensors, int8.xml, int8.bin, export.pkl, model.onnx, report.json, info.json
     batches/<job id>/                   items/<first>-<last>.parquet, shards/<first>-<last>.parquet, review/<item id>.json,
                                         results.csv, results.parquet, info.json

@@ -17,7 +17,7 @@ NEVER = {
     "worker": {"flask", "web", "cli"},
     "cli": {"torch", "torchvision", "fastai"},
 }
-TORCH_FREE = ["app", "child", "device", "run", "sweeper", "progress", "importing", "examining", "scraping"]
+TORCH_FREE = ["app", "child", "device", "run", "sweeper", "progress", "importing", "examining", "layouts", "packing", "scraping"]
 
 
 def imports(path: Path, whole: bool = True) -> set[str]:

@@ -2,11 +2,13 @@
 
 import threading
 import zipfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from image_server import bomb, picture
+from image_server import ImageServer, bomb, picture
 
 from shared import datasets, review
 from shared.errors import Cancelled, DarkroomError, Invalid
@@ -15,7 +17,8 @@ from shared.settings import Settings
 from shared.specs import ImportSpec
 from shared.storage import Storage
 from worker.examining import Collection, examine
-from worker.importing import import_dataset, label_items
+from worker.importing import import_dataset
+from worker.layouts import Renaming, by_folder
 from worker.progress import Progress
 
 UPLOAD = "0123456789ab"
@@ -43,9 +46,14 @@ class Room:
                 archive.writestr(name, data)
 
     def run(
-        self, source: dict[str, str] | None = None, dataset: str = "pets", job: str = "job1", stop: threading.Event | None = None
+        self,
+        source: dict[str, Any] | None = None,
+        dataset: str = "pets",
+        job: str = "job1",
+        stop: threading.Event | None = None,
+        **more: Any,
     ) -> dict[str, Any]:
-        spec = ImportSpec.model_validate({"dataset": dataset, "source": source or {"kind": "folder", "path": str(self.source)}})
+        spec = ImportSpec.model_validate({"dataset": dataset, "source": source or {"kind": "folder", "path": str(self.source)}, **more})
         return import_dataset(spec, job, self.storage, self.settings, Progress(self.told.append, stop))
 
     def rows(self, status: str = "kept", version: int = 1) -> list[dict[str, Any]]:
@@ -158,7 +166,7 @@ def test_a_file_name_that_is_no_valid_text_is_imported(room):
 
 
 def labels(*paths: str) -> list[str]:
-    return [label for label, _, _ in label_items([(path, "") for path in paths])]
+    return [offer.said["label"] for offer in by_folder([(path, "") for path in paths], Renaming({}))]
 
 
 def test_folders_below_a_class_belong_to_it():
@@ -212,10 +220,10 @@ def test_two_classes_that_differ_by_case_alone_are_refused(room):
 # -- what is refused -----------------------------------------------------------------------------------------------------
 
 
-def refused(room: Room, *words: str, source: dict[str, str] | None = None) -> None:
+def refused(room: Room, *words: str, source: dict[str, Any] | None = None, **more: Any) -> None:
     """The job fails with a sentence that holds all `words`, and no dataset is left."""
     with pytest.raises(DarkroomError) as caught:
-        room.run(source)
+        room.run(source, **more)
     for word in words:
         assert word in str(caught.value)
     assert datasets.names(room.storage) == []
@@ -325,6 +333,332 @@ def test_a_cancelled_import_leaves_no_dataset(room):
     with pytest.raises(Cancelled):
         room.run(stop=stop)
     assert datasets.names(room.storage) == []
+
+
+# -- which side of the split ---------------------------------------------------------------------------------------------
+
+
+def sides(room: Room, dataset: str = "pets") -> dict[str, str]:
+    """name -> split of what was kept."""
+    return {row["name"]: row["split"] for row in datasets.rows(room.storage, dataset, 1)}
+
+
+def test_folders_of_training_validation_and_test_say_on_which_side_each_image_is(room):
+    room.put("train/cat/1.jpg", "train/dog/1.jpg", "Val/cat/2.jpg", "test/dog/2.jpg")
+    room.run()
+    assert sides(room) == {"train/cat/1.jpg": "train", "train/dog/1.jpg": "train", "Val/cat/2.jpg": "valid", "test/dog/2.jpg": "test"}
+
+
+def test_a_folder_around_the_sides_changes_nothing(room):
+    room.put_zip(zipped("pets/train/cat/1.jpg", "pets/train/dog/1.jpg", "pets/valid/cat/2.jpg", "pets/valid/dog/2.jpg"))
+    room.run({"kind": "upload", "id": UPLOAD})
+    assert sorted(sides(room).values()) == ["train", "train", "valid", "valid"]
+
+
+def test_without_such_folders_no_image_has_a_side(room):
+    room.put(*four("photos/"))
+    room.run()
+    assert set(sides(room).values()) == {""}
+
+
+# -- tables --------------------------------------------------------------------------------------------------------------
+
+
+def told(room: Room, name: str, text: str | bytes, *images: str) -> None:
+    """Pictures, and a table beside them."""
+    room.put(*images)
+    room.put(name, data=text.encode() if isinstance(text, str) else text)
+
+
+def kept(room: Room) -> dict[str, str]:
+    """name -> label of what was kept."""
+    return {row["name"]: row["label"] for row in room.rows()}
+
+
+FOUR = ("images/a.jpg", "images/b.jpg", "images/c.jpg", "images/d.jpg")
+
+
+def test_a_csv_says_which_class_and_side_each_image_beside_it_is_of(room):
+    lines = ["a.jpg,cat,train", "b.jpg,cat,validation", "c.jpg,Füße & =1,test", "d.jpg,Füße & =1,"]
+    told(room, "labels.csv", "path,label,split\r\n" + "\r\n".join(f"images/{line}" for line in lines), *FOUR)
+    room.run()
+    assert kept(room) == {"images/a.jpg": "cat", "images/b.jpg": "cat", "images/c.jpg": "Füße & =1", "images/d.jpg": "Füße & =1"}
+    assert list(sides(room).values()) == ["train", "valid", "test", ""]
+
+
+def test_paths_of_a_csv_are_relative_to_its_place_and_what_else_it_knows_is_kept(room):
+    head = "filename;class;license;license_url;creator;page_url\n"
+    rows = [
+        f"images/{n}.jpg;{label};CC0;https://cc.org/0;Ann;javascript:alert(1)\n"
+        for n, label in zip("abcd", ["x", "x", "y", "y"], strict=True)
+    ]
+    told(room, "around/set/anything.csv", head + "".join(rows), *(f"around/set/{name}" for name in FOUR))
+    room.run()
+    row = room.rows()[0]
+    assert (row["name"], row["label"], row["licence"], row["licence_url"], row["creator"]) == (
+        "around/set/images/a.jpg",
+        "x",
+        "CC0",
+        "https://cc.org/0",
+        "Ann",
+    )
+    assert row["page_url"] == ""  # no address that a page may link to
+
+
+def test_every_line_of_a_table_and_every_file_ends_as_a_row(room, tmp_path):
+    (tmp_path / "secret.jpg").write_bytes(picture("secret"))
+    lines = [*(f"images/{n}.jpg,{label}" for n, label in zip("abcd", ["x", "x", "y", "y"], strict=True))]
+    lines += [
+        "../secret.jpg,x",
+        f"{tmp_path}/secret.jpg,x",
+        "images/gone.jpg,x",
+        ",x",
+        "images/e.jpg,",
+        "images/a.jpg,y",
+        f"images/f.jpg,{'n' * 101}",
+    ]
+    told(room, "labels.csv", "path,label\n" + "\n".join(lines), *FOUR, "images/e.jpg", "images/f.jpg", "images/untold.jpg")
+    assert room.run()["images"] == 4
+    assert [(row["name"], row["reason"]) for row in room.rows("dropped")] == [
+        ("labels.csv, line 6", "forbidden"),
+        ("labels.csv, line 7", "forbidden"),
+        ("images/gone.jpg", "not_found"),
+        ("labels.csv, line 9", "bad_line"),
+        ("images/e.jpg", "no_class"),
+        ("images/a.jpg", "duplicate"),
+        ("images/f.jpg", "bad_label"),
+        ("images/untold.jpg", "no_class"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (b"path\nimages/a.jpg\n", ["labels.csv has no column `label`", "'path'"]),
+        (b"name,label\na,b\n", ["labels.csv has no column `path` or `url`"]),
+        (b"path,label\nimages/a.jpg,\xff\xfe\x00\n", ["no UTF-8 text near its line 2"]),
+        (bytes(range(256)) * 8, ["no UTF-8 text"]),
+        (b'path,label\nimages/a.jpg,"cat\n', ["labels.csv cannot be read near its line"]),
+        (b"", ["labels.csv has no column"]),
+        (b"path,label\n" + b"x" * 200_000, ["labels.csv cannot be read", "field larger"]),
+    ],
+    ids=["no label", "no path", "binary value", "binary", "endless quotes", "empty", "long line"],
+)
+def test_a_csv_that_cannot_be_used_is_refused_with_a_sentence(room, table, words):
+    told(room, "labels.csv", table, *FOUR)
+    refused(room, *words)
+
+
+def test_a_csv_of_a_gigabyte_in_one_line_is_refused_without_being_read(room):
+    told(room, "labels.csv", "path,label\n", *FOUR)
+    with (room.source / "labels.csv").open("ab") as file:
+        file.truncate(10**9)
+    refused(room, "A table that says what the images are cannot be read", "more than 268,435,456 bytes")
+
+
+def test_a_table_of_something_else_beside_class_folders_is_passed_over(room):
+    room.put(*four())
+    room.put("notes.csv", data=b"day,weather\n1,rain\n")
+    room.run()
+    assert set(kept(room).values()) == {"cat", "dog"}
+
+
+def test_an_image_folder_of_hugging_face_is_understood(room):
+    room.put("train/1.jpg", "train/2.jpg", "train/3.jpg", "validation/4.jpg", "validation/5.jpg")
+    lines = [
+        '{"file_name": "1.jpg", "label": "cat", "text": "ignored"}',
+        '{"file_name": "2.jpg", "labels": ["dog"]}',
+        "",
+        '{"file_name": "3.jpg", "label": 7}',
+    ]
+    room.put("train/metadata.jsonl", data="\n".join(lines).encode())
+    room.put("validation/metadata.csv", data=b"file_name,label\n4.jpg,cat\n5.jpg,dog\n")
+    room.put("train/6.jpg", "train/7.jpg")
+    with (room.source / "train/metadata.jsonl").open("a") as file:
+        file.write('\n{"file_name": "6.jpg", "label": "7"}')
+    room.run()
+    assert kept(room) == {
+        "train/1.jpg": "cat",
+        "train/2.jpg": "dog",
+        "train/3.jpg": "7",
+        "train/6.jpg": "7",
+        "validation/4.jpg": "cat",
+        "validation/5.jpg": "dog",
+    }
+    assert sides(room)["validation/5.jpg"] == "valid"
+    assert room.reasons() == {"train/7.jpg": "no_class"}
+
+
+def test_where_metadata_says_no_class_the_folder_does(room):
+    room.put(*four("train/"), *(name.replace("1.jpg", "3.jpg") for name in four("test/")))
+    room.put("metadata.jsonl", data=b"".join(b'{"file_name": "%s", "text": "a"}\n' % name.encode() for name in four("train/")))
+    room.run()
+    assert kept(room) == {name: name.split("/")[1] for name in four("train/")}
+
+
+def test_broken_lines_of_metadata_are_rows_and_the_others_stay(room):
+    good = [f'{{"file_name": "{name}", "label": "{label}"}}' for name, label in zip(FOUR, ["x", "x", "y", "y"], strict=True)]
+    bad = [
+        '{"file_name": ',
+        "[1, 2]",
+        '{"file_name": 3.5}',
+        '{"file_name": "images/a.jpg", "label": ["p", "q"]}',
+        '{"file_name": "images/a.jpg", "label": "x", "split": "holdout"}',
+        "[" * 100_000,
+        '{"file_name": "' + "x" * 140_000,
+        '{"label": "\\ud800"}',
+    ]
+    told(room, "metadata.jsonl", "\n".join(good + bad), *FOUR)
+    assert room.run() == {"dataset": "pets", "version": 1, "images": 4, "dropped": 8}
+    assert {(row["name"], row["reason"]) for row in room.rows("dropped")} == {
+        (f"metadata.jsonl, line {n}", "bad_line") for n in range(5, 13)
+    }
+
+
+def test_a_zip_with_a_table_is_read_as_its_folder_is(room):
+    rows = "path,label\n" + "".join(f"{name},{label}\n" for name, label in zip(FOUR, ["x", "x", "y", "y"], strict=True))
+    room.put_zip({**zipped(*FOUR), "labels.csv": rows.encode()})
+    room.run({"kind": "upload", "id": UPLOAD})
+    assert kept(room) == dict(zip(FOUR, ["x", "x", "y", "y"], strict=True))
+
+
+@pytest.fixture
+def server() -> Iterator[ImageServer]:
+    with ImageServer() as running:
+        yield running
+
+
+def test_addresses_of_a_csv_are_fetched_with_the_limits_of_every_download(tmp_path, server):
+    room = Room(tmp_path, fetch_allow=["127.0.0.0/8"])
+    lines = [f"{server.url}/img/{label}-{n}.jpg,{label},valid" for label in ("cat", "dog") for n in range(20)]
+    lines += [
+        f"{server.url}/bad/gone/x.jpg,cat,",
+        f"{server.url}/bad/noai/x.jpg,cat,",
+        "file:///etc/passwd,cat,",
+        "http://10.0.0.1/x.jpg,dog,",
+    ]
+    room.put_zip({"labels.csv": "\n".join(["url,label,split", *lines]).encode()})
+    room.run({"kind": "upload", "id": UPLOAD})
+    info = datasets.info(room.storage, "pets")
+    assert (info["classes"], info["dropped"]) == (
+        {"cat": 20, "dog": 20},
+        {"not_found": 1, "opted_out": 1, "bad_line": 1, "blocked_address": 1},
+    )
+    row = room.rows()[0]
+    assert (row["url"], row["label"], row["split"]) == (f"{server.url}/img/cat-0.jpg", "cat", "valid")
+
+
+def test_without_the_setting_no_address_of_this_machine_is_fetched(room, server):
+    room.put_zip({"labels.csv": f"url,label\n{server.url}/img/a.jpg,cat\n".encode()})
+    refused(room, "No usable images", "1 blocked_address", source={"kind": "upload", "id": UPLOAD})
+    assert server.paths() == []
+
+
+def test_an_import_of_addresses_that_is_cancelled_ends_at_once(tmp_path, server):
+    room, stop = Room(tmp_path, fetch_allow=["127.0.0.0/8"]), threading.Event()
+    room.put_zip({"labels.csv": "\n".join(["url,label", *(f"{server.url}/bad/drip/{n}.jpg,cat" for n in range(40))]).encode()})
+    threading.Timer(0.5, stop.set).start()
+    spec = ImportSpec.model_validate({"dataset": "pets", "source": {"kind": "upload", "id": UPLOAD}})
+    progress = Progress(room.told.append, stop)
+    with pytest.raises(Cancelled):
+        import_dataset(spec, "job1", room.storage, room.settings.model_copy(update={"max_image_bytes": 10}), progress)
+
+
+# -- classes that are renamed, merged and left out -----------------------------------------------------------------------
+
+
+def test_classes_are_renamed_merged_and_left_out_as_they_come_in(room):
+    room.put_zip(zipped("kitty/1.jpg", "kitten/2.jpg", "dog/3.jpg", "dog/4.jpg", "junk/5.jpg"))
+    room.run({"kind": "upload", "id": UPLOAD}, classes={"kitty": "cat", "kitten": "cat", "junk": ""}, note="tidied")
+    info = datasets.info(room.storage, "pets")
+    assert (info["classes"], info["dropped"], info["note"]) == ({"cat": 2, "dog": 2}, {"left_out": 1}, "tidied")
+    assert info["source"]["renamed"] == {"kitty": "cat", "kitten": "cat", "junk": None}
+
+
+def test_a_folder_that_cannot_be_a_class_can_be_renamed(room):
+    room.put(*four(), *(f"{'x' * 120}/{n}.jpg" for n in (1, 2)))
+    room.run(classes={"x" * 120: "bird"})
+    assert datasets.info(room.storage, "pets")["classes"] == {"bird": 2, "cat": 2, "dog": 2}
+
+
+def test_a_class_to_rename_that_is_not_there_is_told(room):
+    room.put(*four())
+    refused(room, "no class 'cta' to rename", "'cat', 'dog'", classes={"cta": "kitty"})
+
+
+def test_the_classes_of_a_dataset_are_renamed_and_nothing_else_changes(room):
+    room.put(*(f"train/{name}" for name in four()), "test/bird/1.jpg", "test/bird/2.jpg", "test/puppy/1.jpg")
+    room.put("train/puppy/2.jpg")
+    room.run()
+    before = {row["sha256"]: row for row in room.rows()}
+    renames = {"cat": "dog", "dog": "cat", "puppy": "cat", "bird": None}
+    room.run({"kind": "dataset", "dataset": "pets"}, job="job2", classes=renames)
+    info = datasets.info(room.storage, "pets")
+    assert (info["version"], info["parent"], info["classes"], info["dropped"]) == (2, 1, {"cat": 4, "dog": 2}, {"left_out": 2})
+    for row in room.rows(version=2):
+        assert row == {**before[row["sha256"]], "label": renames[before[row["sha256"]]["label"]]}
+
+
+@pytest.mark.parametrize(
+    ("renames", "words"),
+    [
+        ({}, "would be called otherwise"),
+        ({"cat": "cat"}, "would be called otherwise"),
+        ({"cta": "x", "cat": "y"}, "no class 'cta'"),
+        ({"cat": "DOG"}, "differ by upper and lower case"),
+    ],
+    ids=["none", "the same", "mistyped", "by case alone"],
+)
+def test_a_renaming_that_makes_no_sense_leaves_the_dataset_as_it_is(room, renames, words):
+    room.put(*four())
+    room.run()
+    with pytest.raises(DarkroomError, match=words):
+        room.run({"kind": "dataset", "dataset": "pets"}, job="job2", classes=renames)
+    assert datasets.latest(room.storage, "pets") == 1
+
+
+# -- another dataset -----------------------------------------------------------------------------------------------------
+
+
+def test_a_version_of_another_dataset_comes_in_with_all_that_is_known_of_it(room):
+    room.put(*(f"valid/{name}" for name in four()))
+    told(
+        room,
+        "labels.csv",
+        "path,label,split,licence,attribution\n"
+        + "".join(f"{name},{name[6:9]},valid,CC0,by Ann\n" for name in map("valid/{}".format, four())),
+    )
+    room.run()
+    room.run({"kind": "dataset", "dataset": "pets", "version": 1}, dataset="other", job="job2")
+    assert datasets.rows(room.storage, "other", 1) == room.rows()
+    info = datasets.info(room.storage, "other")
+    assert (info["hash"], info["parent"]) == (datasets.info(room.storage, "pets")["hash"], None)
+    assert info["source"] == {"kind": "dataset", "dataset": "pets", "version": 1, "classes": None}
+
+
+def test_of_another_dataset_some_classes_may_be_taken_and_renamed(room):
+    room.put(*four(), "bird/1.jpg", "bird/2.jpg")
+    room.run()
+    source = {"kind": "dataset", "dataset": "pets", "classes": ["bird", "cat"]}
+    room.run(source, dataset="other", job="job2", classes={"cat": "kitty"})
+    assert datasets.info(room.storage, "other")["classes"] == {"bird": 2, "kitty": 2}
+    with pytest.raises(Invalid, match="no class 'fish'"):
+        room.run({**source, "classes": ["fish"]}, dataset="other", job="job3")
+
+
+# -- the same name twice at once -----------------------------------------------------------------------------------------
+
+
+def test_two_imports_of_the_same_name_at_the_same_moment_both_end_well(room):
+    room.put(*four("a/"))
+    room.put_zip(zipped(*four("b/")))
+    sources = [{"kind": "folder", "path": str(room.source)}, {"kind": "upload", "id": UPLOAD}]
+    with ThreadPoolExecutor(2) as threads:
+        made = list(threads.map(lambda pair: room.run(pair[1], job=f"job{pair[0]}"), enumerate(sources)))
+    assert sorted(result["version"] for result in made) == [1, 2]
+    for result in made:
+        labels = datasets.info(room.storage, "pets", result["version"])["classes"]
+        assert all(count >= 2 for count in labels.values())
 
 
 # -- what a person decided about a batch --------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from shared.storage import versions
 from web import orders, parameters, problems
 from web.backend import Backend, backend, batch_of, job_of
 from web.downloads import attachment, streamed_decisions, streamed_results
-from web.uploads import FormRequest, keep_blob, keep_files, keep_list, keep_manifest, keep_zip, missing_blobs
+from web.uploads import FormRequest, keep_archive, keep_blob, keep_files, keep_list, keep_manifest, keep_table, missing_blobs
 
 blueprint = Blueprint("api", __name__, url_prefix="/api/v1")
 problems.register(blueprint)
@@ -49,7 +49,7 @@ def scrape(name: str) -> Response:
 
 @blueprint.post("/datasets/<name>/import")
 def import_(name: str) -> Response:
-    """Order a dataset made from a folder or an upload."""
+    """Order a dataset made from a folder, an upload or another dataset, or its next version from what was decided."""
     return _submitted("import", parameters.body(dataset=name))
 
 
@@ -335,12 +335,12 @@ def list_workers() -> Response:
 
 @blueprint.post("/uploads")
 def upload() -> tuple[Response, int]:
-    """Keep a zip (the body, or a form's only file) or the single files of a form, for an import or a batch."""
+    """Keep a zip or tar (the body, or a form's only file), the single files of a form, or a CSV of addresses and classes."""
     b = backend()
     if request.mimetype == "multipart/form-data":
         upload_id = keep_files(b, [file for _, file in request.files.items(multi=True)])
     else:
-        upload_id = keep_zip(b, request.stream)
+        upload_id = (keep_table if request.mimetype == "text/csv" else keep_archive)(b, request.stream)
     return jsonify(id=upload_id, bytes=b.storage.size(upload_key(upload_id)), source={"kind": "upload", "id": upload_id}), 201
 
 

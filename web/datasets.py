@@ -1,4 +1,4 @@
-"""Pages of datasets: cards, making one in three ways, and a version as contact sheets."""
+"""Pages of datasets: cards, making one in four ways, and a version as contact sheets."""
 
 import re
 from contextlib import suppress
@@ -9,7 +9,7 @@ from werkzeug.wrappers import Response as Redirect
 
 from shared import datasets, looks, models, rules
 from shared.errors import DarkroomError, Invalid, NotFound
-from shared.specs import LookSpec, check
+from shared.specs import LookSpec, Name, check, rename_lines
 from shared.storage import versions
 from web import charts, orders, parameters
 from web.backend import backend
@@ -19,7 +19,15 @@ from web.images import webp
 from web.uploads import keep_files
 
 blueprint = Blueprint("datasets", __name__)
-WAYS = {"scrape": "Class names", "zip": "A zip", "folder": "A folder on the server"}
+WAYS = {"scrape": "Class names", "zip": "A zip, tar or CSV", "folder": "A folder on the server", "dataset": "Another dataset"}
+ANY_FOLDER = {"kind": "folder", "path": "/"}  # where the source is not known yet, and the rest is looked at
+FORMATS = {
+    "folder": "a folder per class",
+    "csv": "images and labels.csv",
+    "coco": "COCO-style annotations.json",
+    "huggingface": "a Hugging Face image folder",
+    "labelstudio": "Label Studio tasks",
+}
 THIN = 20  # images of a class: a fifth of fewer is no more than three, and three say nothing about the next
 PAGE = 96  # thumbnails a page of one class
 CLASSES = 24  # classes a page
@@ -38,10 +46,10 @@ def index() -> str:
 
 @blueprint.get("/datasets/new")
 def new() -> str:
-    """The form, for one of three ways."""
+    """The form, for one of four ways."""
     values = {"dataset": request.args.get("dataset", "")}
     way = request.args.get("way", "scrape")
-    return _form(SpecForm("scrape", values), {"way": way if way in WAYS else "scrape"})
+    return _form(SpecForm("scrape", values), {**request.args.to_dict(), "way": way if way in WAYS else "scrape"})
 
 
 @blueprint.post("/datasets/new")
@@ -51,32 +59,58 @@ def create() -> Redirect | tuple[str, int]:
     kind = "scrape" if way == "scrape" else "import"
     form = SpecForm(kind, typed=request.form)
     data = form.data()
+    data.pop("classes", None)  # of one way they are searched for, of the others they are renamed
     try:
-        data |= {"classes": class_lines(request.form.get("classes", ""))} if kind == "scrape" else {"source": _source(form, way)}
+        if kind == "scrape":
+            data |= {"classes": class_lines(request.form.get("classes", ""))}
+        else:
+            data |= {"classes": _renames()}
+            data |= {"source": _source(form, way)}
         return redirect(url_for("jobs.show", job_id=orders.submit(backend(), kind, data).id), 303)
     except DarkroomError as error:
-        status = form.refuse(data, error)
+        status = form.refuse(data if "classes" in data else {**data, "source": ANY_FOLDER}, error)
         shown = SpecForm("scrape", typed=request.form)  # its fields are all there are
         shown.errors = form.errors
         return _form(shown, request.form.to_dict()), status
 
 
-def _source(form: SpecForm, way: str) -> dict[str, str]:
+def _renames() -> dict[str, str | None]:
+    """What classes are called from now on, as it was typed. Raises Invalid."""
+    try:
+        return rename_lines(request.form.get("renames", "").splitlines())
+    except ValueError as error:
+        raise Invalid(f"{str(error)[:1].upper()}{str(error)[1:]}.", field="classes") from None
+
+
+def _source(form: SpecForm, way: str) -> dict[str, Any]:
     """Where the pictures come from; an upload is kept only once the rest of the form is right."""
+    if way == "dataset":
+        return _dataset_source(request.form.get("from", "").strip(), request.form.get("only", "").splitlines())
     if way == "folder":
         path = request.form.get("path", "").strip()
         if not path:
             raise Invalid("Name the folder.", field="source")
         return {"kind": "folder", "path": path}
     trial = SpecForm("import", typed=request.form)
-    trial.refuse(form.data(source={"kind": "folder", "path": "/"}), Invalid(""))
-    if "dataset" in trial.errors:
-        raise Invalid(trial.errors["dataset"], field="dataset")
+    trial.refuse(form.data(source=ANY_FOLDER, classes=_renames()), Invalid(""))
+    for field in ("dataset", "classes"):
+        if field in trial.errors:
+            raise Invalid(trial.errors[field], field=field)
     return {"kind": "upload", "id": keep_files(backend(), request.files.getlist("zip"))}
 
 
+def _dataset_source(ref: str, lines: list[str]) -> dict[str, Any]:
+    """A dataset as it was named, `pets` or `pets/v2`, and the classes of it that were named, one a line."""
+    name, slash, version = ref.partition("/")
+    if not name or (slash and not re.fullmatch(r"v?\d{1,6}", version)):
+        raise Invalid("Name a dataset, as pets or pets/v2.", field="source")
+    only = [line.strip() for line in lines if line.strip()]
+    return {"kind": "dataset", "dataset": name, **({"version": version.strip("v")} if slash else {}), **({"classes": only} if only else {})}
+
+
 def _form(form: SpecForm, typed: dict[str, str]) -> str:
-    return render_template("datasets/new.html", form=form, typed=typed, ways=WAYS, source_error=form.errors.pop("source", ""))
+    wrong = {"source_error": form.errors.pop("source", ""), "classes_error": form.errors.get("classes", "")}
+    return render_template("datasets/new.html", form=form, typed=typed, ways=WAYS, names=datasets.names(backend().storage), **wrong)
 
 
 @blueprint.get("/datasets/<name>")
@@ -114,6 +148,8 @@ def version_page(name: str, version: int, **typed: Any) -> str:
     labels = list(info["classes"])[(page - 1) * CLASSES : page * CLASSES]
     first = first_rows(storage, name, version)
     sheets = [(c, first.get(c, [])) for c in labels]
+    there = {made["format"]: made["bytes"] for made in datasets.exports(storage, name, version)}
+    common |= {"formats": FORMATS, "exports": there}
     shown = {"sheets": sheets, "page": page, "pages": -(-len(info["classes"]) // CLASSES)}
     return render_template("datasets/show.html", **common, **shown, **_retraining(name, version), **typed)
 
@@ -128,6 +164,13 @@ def _retraining(name: str, version: int) -> dict[str, Any]:
         "retrainable": sorted((info["model"] for info, _ in known), key=lambda model: model != name),
         "watching": [(rule, rules.last(storage, rule.id)) for rule in rules.found(storage, name)],
     }
+
+
+@blueprint.post("/datasets/<name>/v/<int(max=999999):version>/export")
+def export(name: str, version: int) -> Redirect:
+    """Order a version as a zip."""
+    spec = {"dataset": check(Name, name), "version": version, "format": request.form.get("format", "")}
+    return redirect(url_for("jobs.show", job_id=orders.submit(backend(), "pack", spec).id), 303)
 
 
 @blueprint.get("/datasets/<name>/v/<int(max=999999):version>/images/<sha256>")

@@ -12,7 +12,13 @@ from werkzeug.wsgi import wrap_file
 from shared import results, review
 from shared.storage import Storage
 
-TYPES = {"csv": "text/csv", "jsonl": "application/jsonl", "parquet": "application/vnd.apache.parquet", "json": "application/json"}
+TYPES = {
+    "csv": "text/csv",
+    "jsonl": "application/jsonl",
+    "parquet": "application/vnd.apache.parquet",
+    "json": "application/json",
+    "zip": "application/zip",
+}
 
 
 def attachment(storage: Storage, key: str, name: str) -> Response:

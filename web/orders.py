@@ -141,6 +141,8 @@ def describe(job: Job) -> str:
             return f"Classify with {spec['model']}"
         case "look":
             return f"Look at {spec['dataset']} v{spec['version']}"
+        case "pack":
+            return f"Export {spec['dataset']} v{spec['version']} as {spec['format']}"
         case "export":
             return f"Export {spec['model']} as ONNX"
         case "adopt":

@@ -1,6 +1,6 @@
 """Keeping what was uploaded, whole or not at all: a zip, files by their content, or a list.
 
-A zip is kept as it came. The single files of a form are written into a zip as they are read. A program sends each file
+A zip is kept as it came, a tar as a zip of what it holds. The single files of a form are written into a zip as they are read. A program sends each file
 under the SHA-256 of its bytes, only those that are not here yet, and then the list of their names: an upload that broke
 off goes on where it was. Names are data and never paths on this machine. Nothing half-made stays.
 """
@@ -25,13 +25,29 @@ import pyarrow.parquet as pq
 from flask import Request
 from werkzeug.datastructures import FileStorage
 
-from shared import weights
+from shared import tables, tars, weights
 from shared.errors import Invalid
-from shared.items import FILES, MAX_LOCATOR, blob_key, check_zip, files_key, list_key, locator_of, open_zip, picture_member, upload_key
+from shared.items import (
+    FILES,
+    MAX_LOCATOR,
+    blob_key,
+    check_zip,
+    files_key,
+    list_key,
+    locator_of,
+    member_wanted,
+    offered_name,
+    open_zip,
+    picture_name,
+    upload_key,
+)
 from shared.jobs import new_id
+from shared.tables import MAX_TABLE
 from web.backend import Backend
 
 CHUNK = 1 << 20
+HEAD = 512  # bytes by which a tar is known
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 MAX_PART = 200  # characters of a file or folder name that are kept
 MAX_DEPTH = 16  # folders of a relative path that are kept
 MAX_ASKED = 10_000  # hashes in one question
@@ -39,6 +55,79 @@ MAX_LINE = 1 << 17  # characters of a line of a list
 ROW_GROUP = 10_000  # rows of a list that are in memory at once
 COLUMNS = ("uri", "url", "path", "image", "file", "filename")  # of a CSV that lists images, the first that is there
 SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def keep_archive(backend: Backend, stream: IO[bytes]) -> str:
+    """Keep a zip or a tar as an upload, whichever it is by its first bytes; returns its id. Raises Invalid, as `keep_zip` does."""
+    head = b""
+    while len(head) < HEAD and (more := stream.read(HEAD - len(head))):
+        head += more
+    whole = _Rejoined(head, stream)
+    return (keep_tar if tars.is_tar(head) else keep_zip)(backend, whole)  # type: ignore[arg-type]
+
+
+class _Rejoined:
+    """A stream whose beginning was read already."""
+
+    def __init__(self, head: bytes, rest: IO[bytes]) -> None:
+        self._head = head
+        self._rest = rest
+
+    def read(self, size: int) -> bytes:
+        data, self._head = self._head[:size], self._head[size:]
+        return data or self._rest.read(size)
+
+
+def keep_tar(backend: Backend, stream: IO[bytes]) -> str:
+    """Keep a tar, compressed or not, as an upload; returns its id. Raises Invalid: cut off, a bomb, a path outside itself, a link, a device.
+
+    Where a file begins in a tar is known only to who has read all before it, so pictures and tables are put into a zip as they come, as they are.
+    """
+    upload_id, settings = new_id(), backend.settings
+    with backend.storage.writing(upload_key(upload_id)) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for name, size, file in tars.members(_Counted(stream, settings.max_upload_bytes), settings):  # type: ignore[arg-type]
+            member = zipfile.ZipInfo(name)
+            if not member_wanted(member, offered_name):
+                continue
+            # of a file that is too large so much that it is seen to be
+            member.file_size = left = min(size, (settings.max_image_bytes if picture_name(name) else MAX_TABLE) + 1)
+            with archive.open(member, "w") as entry:
+                while chunk := file.read(min(left, CHUNK)):
+                    entry.write(chunk)
+                    left -= len(chunk)
+    _check(backend, upload_id, "tar")
+    return upload_id
+
+
+class _Counted:
+    """A stream of which no more is read than an upload may have."""
+
+    def __init__(self, stream: IO[bytes], most: int) -> None:
+        self._stream = stream
+        self._most = most
+        self._size = 0
+
+    def read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        self._size += len(data)
+        if self._size > self._most:
+            raise _too_large(self._most)
+        return data
+
+
+def keep_table(backend: Backend, stream: IO[bytes]) -> str:
+    """Keep a CSV that names images by their addresses, and their classes, as an upload; returns its id. Raises Invalid: too large, or it does not."""
+    data = stream.read(MAX_TABLE + 1)
+    for _ in tables.lines("The CSV", data):
+        break
+    upload_id = new_id()
+    with backend.storage.writing(upload_key(upload_id)) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr(tables.LABELS, data)
+    return upload_id
+
+
+def _too_large(most: int) -> Invalid:
+    return Invalid(f"The upload is larger than the {most:,} bytes that are allowed; see DARKROOM_MAX_UPLOAD_BYTES.", field="source")
 
 
 def keep_zip(backend: Backend, stream: IO[bytes]) -> str:
@@ -50,9 +139,7 @@ def keep_zip(backend: Backend, stream: IO[bytes]) -> str:
         while chunk := stream.read(CHUNK):
             size += len(chunk)
             if size > most:
-                raise Invalid(
-                    f"The upload is larger than the {most:,} bytes that are allowed; see DARKROOM_MAX_UPLOAD_BYTES.", field="source"
-                )
+                raise _too_large(most)
             out.write(chunk)
         if not size:
             raise Invalid("Nothing was uploaded: the file is empty.", field="source")
@@ -61,19 +148,21 @@ def keep_zip(backend: Backend, stream: IO[bytes]) -> str:
 
 
 def keep_files(backend: Backend, files: Iterable[FileStorage]) -> str:
-    """Keep the files of a form as one upload; returns its id. A zip that comes alone is kept as it is.
+    """Keep the files of a form as one upload; returns its id. A zip, tar or CSV that comes alone is kept as it is.
 
-    Names are kept relative: the base name, or the path within a folder that was chosen as a whole. Files that are no
-    pictures by their name are passed over. Raises Invalid: no file, no picture, a zip among others, or a bad zip.
+    Names are kept relative: the base name, or the path within a folder that was chosen as a whole. Files that are neither pictures nor tables by
+    their name are passed over. Raises Invalid: no file, no picture, a zip among others, or a bad zip.
     """
     chosen = [f for f in files if f.filename]  # a browser sends a file field that was left empty as a file without a name
     if not chosen:
         raise Invalid("No file was uploaded. Choose a zip, or one or more pictures.", field="source")
-    zips = [f for f in chosen if (f.filename or "").lower().endswith(".zip")]
-    if zips and len(chosen) > 1:
+    archives = [f for f in chosen if (f.filename or "").lower().endswith(ARCHIVES)]
+    if archives and len(chosen) > 1:
         raise Invalid("Upload either one zip or single pictures, not both at once.", field="source")
-    if zips:
-        return keep_zip(backend, zips[0].stream)
+    if archives:
+        return keep_archive(backend, archives[0].stream)
+    if len(chosen) == 1 and (chosen[0].filename or "").lower().endswith(".csv"):
+        return keep_table(backend, chosen[0].stream)
     return _zip_files(backend, chosen)
 
 
@@ -83,7 +172,7 @@ def _zip_files(backend: Backend, files: list[FileStorage]) -> str:
     with backend.storage.writing(upload_key(upload_id)) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for file in files:
             member = zipfile.ZipInfo(_unused(member_name(file.filename or ""), names))
-            if not picture_member(member):
+            if not member_wanted(member, offered_name):
                 continue
             names.add(member.filename)
             with archive.open(member, "w", force_zip64=True) as entry:
@@ -118,10 +207,10 @@ def _unused(name: str, taken: set[str]) -> str:
     return free
 
 
-def _check(backend: Backend, upload_id: str) -> None:
+def _check(backend: Backend, upload_id: str, what: str = "zip") -> None:
     """Look at the zip as a stranger's; delete it when it is bad. Raises Invalid."""
     with _deleted_when_bad(backend, upload_id), open_zip(backend.storage, upload_id) as archive:
-        check_zip(archive, backend.settings)
+        check_zip(archive, backend.settings, what)
 
 
 @contextmanager

@@ -191,6 +191,12 @@ def _look(room: Room, progress: Progress, spec: dict[str, Any], job: str) -> dic
     return look(parse("look", spec), job, room.storage, room.settings, progress)
 
 
+def _pack(room: Room, progress: Progress, spec: dict[str, Any], job: str) -> dict[str, Any]:
+    from worker.packing import pack
+
+    return pack(parse("pack", spec), job, room.storage, room.settings, progress)
+
+
 def _export(room: Room, progress: Progress, spec: dict[str, Any], job: str) -> dict[str, Any]:
     from worker.exporting import export
 
@@ -243,6 +249,7 @@ CALLS: dict[str, Callable[..., dict[str, Any]]] = {
     "dataset": _dataset,
     "train": _train,
     "look": _look,
+    "pack": _pack,
     "export": _export,
     "adopt": _adopt,
     "plan": _plan,

@@ -1,7 +1,7 @@
 """Looking at what is offered to a dataset: bytes become a manifest row, kept or dropped with a reason, and rows a version.
 
-Reasons are stable codes: empty, truncated, unreadable, unsupported, too_large, too_small, duplicate, no_class, removed (by a person), and those of
-a fetch that failed (worker/scraping/fetch.py) or of an item that could not be read (shared/items.py).
+Reasons are stable codes: empty, truncated, unreadable, unsupported, too_large, too_small, duplicate, no_class, removed (by a person), left_out (with its
+class), bad_line, bad_label and changed (of a table, worker/layouts.py), and those of a fetch that failed (worker/scraping/fetch.py) or of an item that could not be read (shared/items.py).
 """
 
 import hashlib
@@ -9,7 +9,7 @@ import json
 import tempfile
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,7 @@ class Collection:
         self._settled: set[str] = set()  # pictures of which this job has its own say, whatever another one publishes meanwhile
         self._latest: deque[dict[str, str]] = deque(maxlen=LATEST)
         self._removed: set[str] = set()  # pictures that a person did not want here
+        self._renaming: Callable[[str], str | None] | None = None
         self._progress = progress
         self._told = 0.0
         self.carry()
@@ -83,7 +84,7 @@ class Collection:
         newer = [number for number in versions(self.storage, f"datasets/{self.name}") if number > (self.parent or 0)]
         for number in newer if self.parent else newer[-1:]:
             for row in datasets.rows(self.storage, self.name, number, status="dropped"):
-                if row["reason"] == "removed" and row["sha256"] not in self._settled:
+                if row["reason"] in {"removed", "left_out"} and row["sha256"] not in self._settled:
                     self._carried.pop(row["sha256"], None)
             for row in datasets.rows(self.storage, self.name, number):
                 if row["sha256"] not in self._settled:
@@ -132,6 +133,23 @@ class Collection:
                 self.reasons["removed"] += 1
         self.check_labels(())
 
+    def rename(self, renaming: Callable[[str], str | None]) -> None:
+        """Give the classes that are carried over the names that `renaming` says; None: the class is left out, a dropped row an image.
+
+        Raises Invalid when two classes then differ by case alone.
+        """
+        self._renaming = renaming
+        for row in [row for row in self._carried.values() if row["sha256"] not in self._settled]:
+            label = renaming(row["label"])
+            if label is None:
+                del self._carried[row["sha256"]]
+                self._settled.add(row["sha256"])
+                self.rows.append({**row, "status": "dropped", "reason": "left_out", "detail": f"The class {row['label']!r} was left out."})
+                self.reasons["left_out"] += 1
+            elif label != row["label"]:
+                self._relabel(row, label)
+        self.check_labels(())
+
     def _relabel(self, known: dict[str, Any], label: str) -> None:
         known["label"] = label
         self._settled.add(known["sha256"])
@@ -169,16 +187,19 @@ class Collection:
         labels: Iterable[str] = (),
         remarks: Iterable[str] = (),
         entries: Sequence[Edit] = (),
+        note: str = "",
     ) -> dict[str, Any]:
         """Make the rows the next version of the dataset; returns the job's result: dataset, version, images, dropped.
 
         An existing dataset is added to: the version holds the kept rows of the newest version (`info["parent"]`, else None)
         and what was offered now. `labels`: classes that were asked for, whether anything was found or not; `remarks`:
-        sentences that explain what is missing; `entries`: the edits that the version includes. Raises DarkroomError, with nothing published, when fewer than two classes
+        sentences that explain what is missing; `entries`: the edits that the version includes; `note`: kept with it. Raises DarkroomError, with nothing published, when fewer than two classes
         have images or a class has fewer than two.
         """
         self._progress.update(phase="publishing")
         self.carry()  # another job may have published meanwhile
+        if self._renaming:
+            self.rename(self._renaming)
         rows = [*self._carried.values(), *self.rows]
         _check_enough(rows, labels, remarks)
         info = {
@@ -187,6 +208,7 @@ class Collection:
             "job": job,
             "parent": self.parent,
             "source": source,
+            "note": note,
             "edits": dict(Counter(edit.action for edit in edits.changes_of(entries))),
             **datasets.summary(rows),
         }
@@ -217,7 +239,7 @@ def _result(name: str, version: int, info: dict[str, Any]) -> dict[str, Any]:
 
 def _check_enough(rows: list[dict[str, Any]], labels: Iterable[str], remarks: Iterable[str]) -> None:
     """Raises DarkroomError unless there are two classes or more with two images or more each."""
-    counts = {label: 0 for label in [*labels, *(row["label"] for row in rows)] if label}
+    counts = {label: 0 for label in [*labels, *(row["label"] for row in rows if row["reason"] != "left_out")] if label}
     for row in rows:
         if row["status"] == "kept":
             counts[row["label"]] += 1

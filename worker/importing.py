@@ -1,50 +1,75 @@
-"""Making a dataset from a folder per class, on the server or uploaded, or from what a person decided about a batch or about its own images."""
+"""Making a dataset from images that have classes, on the server, uploaded, at addresses or in another dataset, or from what a person decided."""
 
+import asyncio
 import os
+import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from typing import Any, Self
 
-from shared import edits, review
+from shared import datasets, edits, review
 from shared.errors import DarkroomError, Invalid
 from shared.images import BadImage
-from shared.items import ItemReader, walk
+from shared.items import ItemReader, offered_name, walk
 from shared.settings import Settings
-from shared.specs import EditsSource, ImportSpec, ReviewSource, check_class_name
+from shared.specs import ClassesSource, EditsSource, FolderSource, ImportSpec, ReviewSource, UploadSource
 from shared.storage import Storage
-from worker.examining import Collection, dropped, examine, published
+from shared.tables import MAX_TABLE
+from worker import layouts
+from worker.examining import Collection, examine, published
+from worker.layouts import Offer, Renaming
 from worker.progress import Progress
+from worker.scraping.fetch import Fetcher, FetchError
 
-SPLITS = {"train", "valid", "val", "validation", "test"}
 AHEAD = 4  # files in hand a thread: each may have as many bytes as the limit allows
-
-Item = tuple[str, str, str]  # label, path below the root, locator
+FETCHED_AHEAD = 32  # addresses in hand
 
 
 def import_dataset(spec: ImportSpec, job: str, storage: Storage, settings: Settings, progress: Progress) -> dict[str, Any]:
     """Make the next version of a dataset; returns dataset, version, images, dropped.
 
-    An import into an existing dataset adds to it: the kept pictures of its newest version are carried over. A folder is a
-    class, with all that lies below it; see `label_items` for folders around the classes. What a person decided about a
-    batch has the label that was given, also where the dataset had another. Raises DarkroomError, with nothing published,
-    for a folder name that cannot be a class, when a class has fewer than two usable pictures, and when decisions change nothing.
+    An import into an existing dataset adds to it: the kept pictures of its newest version are carried over. What a folder or zip says of its
+    pictures is read by worker/layouts.py. What a person decided about a batch has the label that was given, also where the dataset had another.
+    The dataset itself as the source makes its classes anew, and changes nothing else. Raises DarkroomError, with nothing published, for a
+    folder name that cannot be a class, a class to rename that is not there, when a class has fewer than two usable pictures, and when
+    decisions change nothing.
     """
     if done := published(storage, spec.dataset, job):
         return done
     progress.update(phase="listing")
-    if isinstance(spec.source, EditsSource):
-        return _edited(spec, job, storage, progress)
-    reviewed = isinstance(spec.source, ReviewSource)
-    items = _decided(spec.source.batch, storage, progress) if reviewed else label_items(_listed(spec, storage, settings, progress))
     collection = Collection(storage, spec.dataset, progress)
-    collection.check_labels(dict.fromkeys(label for label, _, _ in items if label))
-    for looked_at, ((label, path, _), facts) in enumerate(_examined(items, storage, settings), 1):
-        collection.add({"label": label, "name": path, "source": spec.source.kind}, facts, corrects=reviewed)
-        collection.tell("importing", looked_at, len(items))
-    if reviewed and not collection.kept.total():
+    renaming = Renaming(spec.classes)
+    match spec.source:
+        case EditsSource():
+            return _edited(spec, job, storage, collection, renaming)
+        case ClassesSource() if spec.source.dataset == spec.dataset:
+            return _renamed(spec, job, storage, collection, renaming)
+        case ClassesSource():
+            _take_over(spec.source, storage, collection, renaming)
+        case ReviewSource():
+            _add(_decided(spec.source.batch, storage, progress, renaming), collection, spec, storage, settings, corrects=True)
+        case FolderSource() | UploadSource():
+            _add(_offered(spec.source, storage, settings, progress, renaming), collection, spec, storage, settings)
+    renaming.check()
+    if isinstance(spec.source, ReviewSource) and not collection.kept.total():
         raise Invalid(_unchanged(spec.dataset, collection), field="source")
-    return collection.publish(job, spec.source.model_dump())
+    return collection.publish(job, _source(spec), note=spec.note)
+
+
+def _add(
+    offers: list[Offer], collection: Collection, spec: ImportSpec, storage: Storage, settings: Settings, corrects: bool = False
+) -> None:
+    """Read what is offered, and add it."""
+    collection.check_labels(dict.fromkeys(label for offer in offers if (label := offer.said["label"])))
+    for looked_at, (offer, facts) in enumerate(_examined(offers, storage, settings), 1):
+        collection.add({"name": offer.path, "source": spec.source.kind, **offer.said}, facts, corrects=corrects)
+        collection.tell("importing", looked_at, len(offers))
+
+
+def _source(spec: ImportSpec) -> dict[str, Any]:
+    """What the version says of where it is from."""
+    return {**spec.source.model_dump(), **({"renamed": spec.classes} if spec.classes else {})}
 
 
 def _unchanged(name: str, collection: Collection) -> str:
@@ -55,102 +80,150 @@ def _unchanged(name: str, collection: Collection) -> str:
     return f"These decisions change nothing: {known}{f'Not usable: {others}. ' if others else ''}No version was made."
 
 
-def label_items(pairs: list[tuple[str, str]]) -> list[Item]:
-    """Say of which class each (path below the root, locator) is; "" for a file that lies in no class folder.
-
-    The class is the first folder of the path, below any folders that merely hold the classes: a single folder around
-    everything, as most zips have, and `train`, `valid`, `val`, `validation`, `test`, whose classes are merged. Raises
-    Invalid, naming the folder, for a name that cannot be a class.
-    """
-    parts = [path.replace("\\", "/").split("/") for path, _ in pairs]
-    depth = _class_depth(parts)
-    names = {p[depth] for p in parts if len(p) > depth + 1}
-    label_of = {name: _class_name(name) for name in sorted(names)}
-    return [(label_of[p[depth]] if len(p) > depth + 1 else "", path, locator) for p, (path, locator) in zip(parts, pairs, strict=True)]
-
-
-def _class_depth(parts: list[list[str]]) -> int:
-    """How many folders lie around the class folders."""
-    depth = 0
-    merged = False
-    while True:
-        folders = {p[depth].lower() for p in parts if len(p) > depth + 1}
-        deeper = any(len(p) > depth + 2 for p in parts)
-        splits = folders <= SPLITS and not merged
-        if not deeper or (len(folders) != 1 and not splits):
-            return depth
-        merged = merged or splits
-        depth += 1
-
-
-def _class_name(folder: str) -> str:
-    try:
-        return check_class_name(folder)
-    except ValueError as error:
-        shown = folder.encode("utf-8", "replace").decode()
-        raise Invalid(f"The folder {shown[:120]!r} cannot be a class: {error}.", field="source") from None
-
-
-def _listed(spec: ImportSpec, storage: Storage, settings: Settings, progress: Progress) -> list[tuple[str, str]]:
-    """(path below the root, locator) of each file that looks like a picture. Raises Invalid, NotFound, Cancelled."""
-    pairs = []
-    for path, locator, _ in walk(spec.source, storage, settings):
+def _offered(
+    source: FolderSource | UploadSource, storage: Storage, settings: Settings, progress: Progress, renaming: Renaming
+) -> list[Offer]:
+    """What the files of a folder or an upload offer. Raises Invalid, NotFound, Cancelled."""
+    files = []
+    for path, locator, _ in walk(source, storage, settings, wanted=offered_name):
         progress.check()
-        pairs.append((path, locator))
-    if not pairs:
-        raise Invalid("There are no pictures in the folder.", field="source")
-    return pairs
+        files.append((path, locator))
+    reader = ItemReader(storage, MAX_TABLE, settings)
+
+    def read(locator: str) -> bytes:
+        try:
+            return reader.read(locator)
+        except BadImage as error:
+            raise Invalid(f"A table that says what the images are cannot be read: {error}", field="source") from None
+
+    offers = layouts.offers(files, read, renaming)
+    renaming.check()  # before anything is read
+    return offers
 
 
-def _decided(batch: str, storage: Storage, progress: Progress) -> list[Item]:
+def _decided(batch: str, storage: Storage, progress: Progress, renaming: Renaming) -> list[Offer]:
     """What a person decided about a batch, the newest decision last: of equal pictures it is the one that counts."""
     found = []
     for decision in review.decisions(storage, batch):
         progress.check()
-        found.append((decision["at"], (decision["given_label"], decision["uri"], decision["locator"])))
+        label = renaming(decision["given_label"])
+        locator = decision["locator"] if label else f"error:left_out:The class {decision['given_label']!r} was left out."
+        found.append((decision["at"], Offer(decision["uri"], locator, {"label": label or ""})))
     if not found:
         raise Invalid(f"Nobody has reviewed a row of the batch {batch} yet.", field="source")
-    return [item for _, item in sorted(found, key=lambda pair: pair[0])]
+    return [offer for _, offer in sorted(found, key=lambda pair: pair[0])]
 
 
-def _edited(spec: ImportSpec, job: str, storage: Storage, progress: Progress) -> dict[str, Any]:
+def _edited(spec: ImportSpec, job: str, storage: Storage, collection: Collection, renaming: Renaming) -> dict[str, Any]:
     """The newest version with the edits that no version includes yet. Raises DarkroomError, with nothing published, when none changes anything."""
-    collection = Collection(storage, spec.dataset, progress)
     entries = edits.unmade(storage, spec.dataset)
     changes = edits.changes_of(entries)
     if not changes:
         raise DarkroomError(f"No change of {spec.dataset} waits any more; perhaps another job has made the version meanwhile.")
     collection.change(changes)
+    if spec.classes:
+        collection.rename(renaming)
+        renaming.check()
     collection.tell("importing", len(changes), len(changes))
-    return collection.publish(job, spec.source.model_dump(), entries=entries)
+    return collection.publish(job, _source(spec), entries=entries, note=spec.note)
 
 
-def _examined(items: list[Item], storage: Storage, settings: Settings) -> Iterator[tuple[Item, dict[str, Any]]]:
-    """Each item with what was found, in order, so that of equal files it is always the first that is kept.
+def _renamed(spec: ImportSpec, job: str, storage: Storage, collection: Collection, renaming: Renaming) -> dict[str, Any]:
+    """The newest version with its classes renamed, merged or left out. Raises Invalid when that changes nothing."""
+    before = datasets.info(storage, spec.dataset)["classes"]
+    if not spec.classes or all(spec.classes.get(name, name) == name for name in before):
+        raise Invalid(f"No class of {spec.dataset} would be called otherwise; say which is, as in: old = new.", field="classes")
+    collection.rename(renaming)
+    renaming.check()
+    return collection.publish(job, _source(spec), note=spec.note)
+
+
+def _take_over(source: ClassesSource, storage: Storage, collection: Collection, renaming: Renaming) -> None:
+    """Add the images of another dataset, or of some of its classes, with all that is known of them. Raises Invalid or NotFound."""
+    info = datasets.info(storage, source.dataset, source.version)
+    if strange := [name for name in source.classes or () if name not in info["classes"]]:
+        raise Invalid(f"{source.dataset} v{info['version']} has no class {strange[0]!r}.", field="source")
+    rows = datasets.rows(storage, source.dataset, info["version"])
+    rows = [row for row in rows if source.classes is None or row["label"] in source.classes]
+    renamed = [renaming(row["label"]) for row in rows]
+    collection.check_labels(dict.fromkeys(label for label in renamed if label))
+    for done, (row, label) in enumerate(zip(rows, renamed, strict=True), 1):
+        facts = {} if label else {"reason": "left_out", "detail": f"The class {row['label']!r} was left out."}
+        collection.add({**row, "label": label or ""}, facts)
+        collection.tell("importing", done, len(rows))
+
+
+def _examined(offers: list[Offer], storage: Storage, settings: Settings) -> Iterator[tuple[Offer, dict[str, Any]]]:
+    """Each offer with what was found, in order, so that of equal files it is always the first that is kept.
 
     Pillow lets go of the interpreter while it decodes, so threads are enough; only a few files a thread are in memory.
     """
     reader = ItemReader(storage, settings.max_image_bytes, settings)
     width = os.cpu_count() or 1
-    ahead: deque[tuple[Item, Future[dict[str, Any]]]] = deque()
-    with ThreadPoolExecutor(width) as threads:
+    ahead: deque[tuple[Offer, Future[dict[str, Any]]]] = deque()
+    most = max(AHEAD * width, FETCHED_AHEAD) if any(_is_address(offer) for offer in offers) else AHEAD * width
+    with _Downloads(settings) as downloads, ThreadPoolExecutor(width) as threads:
         try:
-            for item in items:
-                ahead.append((item, threads.submit(_look, item, reader, storage, settings)))
-                if len(ahead) >= AHEAD * width:
+            for offer in offers:
+                coming = downloads.get(offer.locator) if _is_address(offer) else None
+                ahead.append((offer, threads.submit(_look, offer, reader, storage, settings, coming)))
+                if len(ahead) >= most:
                     first, future = ahead.popleft()
                     yield first, future.result()
-            for item, future in ahead:
-                yield item, future.result()
+            for offer, future in ahead:
+                yield offer, future.result()
         finally:
+            downloads.stop()  # or a thread would wait for what nobody wants any more
             threads.shutdown(cancel_futures=True)
 
 
-def _look(item: Item, reader: ItemReader, storage: Storage, settings: Settings) -> dict[str, Any]:
-    label, _, locator = item
-    if not label:
-        return {"reason": "no_class", "detail": "The file lies in no class folder."}
+def _is_address(offer: Offer) -> bool:
+    return offer.locator.startswith(("http://", "https://"))
+
+
+def _look(offer: Offer, reader: ItemReader, storage: Storage, settings: Settings, coming: Future[bytes] | None) -> dict[str, Any]:
     try:
-        return examine(reader.read(locator), storage, settings)
-    except BadImage as error:
-        return dropped(error)
+        data = coming.result() if coming else reader.read(offer.locator)
+        facts = examine(data, storage, settings)
+    except (BadImage, FetchError) as error:
+        return {"reason": error.code, "detail": str(error)}
+    if offer.sha256 and facts["sha256"] != offer.sha256 and not facts.get("reason"):
+        return {**facts, "reason": "changed", "detail": "The bytes are not those that the table tells of."}
+    return facts
+
+
+class _Downloads:
+    """Fetches addresses in a thread of its own, which is there once there is an address."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._under_way: set[Future[bytes]] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def get(self, url: str) -> Future[bytes]:
+        """The bytes at an address, some time later; raises FetchError then."""
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+            self._thread.start()
+            self._fetcher = asyncio.run_coroutine_threadsafe(Fetcher(self._settings).__aenter__(), self._loop).result()
+        future = asyncio.run_coroutine_threadsafe(self._fetcher.get(url), self._loop)
+        self._under_way.add(future)
+        future.add_done_callback(self._under_way.discard)
+        return future
+
+    def stop(self) -> None:
+        """Give up what is under way."""
+        for future in list(self._under_way):
+            future.cancel()
+
+    def __exit__(self, *_: object) -> None:
+        if self._loop is None:
+            return
+        asyncio.run_coroutine_threadsafe(self._fetcher.__aexit__(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
