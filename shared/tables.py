@@ -43,6 +43,7 @@ NAMES = {
     "attribution": ("attribution",),
     "query": ("query",),
 }
+EXACT = ("file", "label")  # looked up and checked as they are, so nothing may be taken away from them
 ADDRESSES = ("url", "page_url", "licence_url", "creator_url")
 ADDRESS = re.compile(r"https?://[^\s/]\S{0,4000}", re.IGNORECASE)
 DEFUSED = re.compile(r"'+[=+\-@\t\r\n]")
@@ -146,9 +147,10 @@ def _line(number: int, values: dict[str, Any]) -> Line:
     if wrong := next((key for key, value in values.items() if not isinstance(value, str | int | None) or isinstance(value, bool)), ""):
         return Line(number, {}, f"Its {wrong} is neither text nor a number.")
     try:
-        said = {key: printable("" if value is None else str(value)) for key, value in values.items()}
+        texts = {key: "" if value is None else str(value) for key, value in values.items()}
     except ValueError:  # a number of thousands of digits
         return Line(number, {}, "It holds a number that is too long.")
+    said = {key: text.strip() if key in EXACT else printable(text) for key, text in texts.items()}
     said |= {key: said[key] if ADDRESS.fullmatch(said[key]) else "" for key in ADDRESSES if key in said}
     split = said.get("split", "").casefold()
     if split and split not in SPLITS:
