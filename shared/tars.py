@@ -34,10 +34,6 @@ class _Decompressor(Protocol):
     def decompress(self, data: bytes, max_length: int = ...) -> bytes: ...
 
 
-class Shortened(Exception):
-    """The tar ends before it should."""
-
-
 def is_tar(head: bytes) -> bool:
     """Whether a file that begins with these 512 bytes is a tar, compressed or not; what is compressed is taken for one."""
     return head.startswith(COMPRESSED) or head[257:262] == b"ustar"
@@ -62,12 +58,12 @@ def members(stream: IO[bytes], settings: Settings) -> Iterator[tuple[str, int, I
                 file.close_up()
         while reader.read(CHUNK):  # what follows the end is padding; a checksum of the whole is behind it
             pass
-    except Shortened:
-        raise Invalid("The tar ends too early; it was cut off on its way. Nothing of it was used.", field="source") from None
-    except (tarfile.HeaderError, UnicodeDecodeError, ValueError) as error:
+    except (tarfile.HeaderError, ValueError) as error:
         raise Invalid(f"The file is not a tar that can be read ({error}).", field="source") from None
-    except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
-        raise Invalid(f"The tar cannot be unpacked: {error}.", field="source") from None
+
+
+def _cut_off() -> Invalid:
+    return Invalid("The tar ends too early; it was cut off on its way. Nothing of it was used.", field="source")
 
 
 def _headers(reader: "_Reader") -> Iterator[tarfile.TarInfo]:
@@ -147,7 +143,7 @@ class _Reader:
         return bool(data)
 
     def read(self, size: int) -> bytes:
-        """At most `size` bytes; none at the end. Raises Invalid for a bomb, Shortened for a compressed file that was cut off."""
+        """At most `size` bytes; none at the end. Raises Invalid for a bomb, and for a packed file that was cut off or damaged."""
         while True:
             data = self._some(size)
             self._unpacked += len(data)
@@ -165,7 +161,7 @@ class _Reader:
                     return b""
             elif not self._fill():
                 if self._unpack:
-                    raise Shortened
+                    raise _cut_off()
                 return b""
 
     def _some(self, size: int) -> bytes:
@@ -176,24 +172,27 @@ class _Reader:
         if self._unpack.eof:
             self._buffer = data
             return b""
-        return self._unpack.decompress(data, size)
+        try:
+            return self._unpack.decompress(data, size)
+        except (zlib.error, lzma.LZMAError, OSError, EOFError) as error:
+            raise Invalid(f"The tar cannot be unpacked: {error}.", field="source") from None
 
     def exactly(self, size: int) -> bytes:
-        """`size` bytes, which are few. Raises Shortened."""
+        """`size` bytes, which are few. Raises Invalid when the tar ends before."""
         data = b""
         while len(data) < size:
             more = self.read(size - len(data))
             if not more:
-                raise Shortened
+                raise _cut_off()
             data += more
         return data
 
     def skip(self, size: int) -> None:
-        """Pass over bytes. Raises Shortened."""
+        """Pass over bytes. Raises Invalid when the tar ends before."""
         while size:
             data = self.read(min(size, CHUNK))
             if not data:
-                raise Shortened
+                raise _cut_off()
             size -= len(data)
 
 
@@ -236,7 +235,7 @@ class _Member(io.RawIOBase):
             return 0
         data = self._reader.read(min(len(buffer), self._left))
         if not data:
-            raise Shortened
+            raise _cut_off()
         buffer[: len(data)] = data
         self._left -= len(data)
         return len(data)
