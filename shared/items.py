@@ -301,8 +301,8 @@ def open_zip(storage: Storage, upload_id: str) -> zipfile.ZipFile:
         raise Invalid(f"The uploaded file is not a zip that can be read ({error}).", field="source") from None
 
 
-def check_zip(archive: zipfile.ZipFile, settings: Settings, what: str = "zip") -> None:
-    """Refuse a hostile zip before anything is read of it; `what` it was when it was sent. Raises Invalid with a sentence."""
+def check_zip(archive: zipfile.ZipFile, settings: Settings) -> None:
+    """Refuse a hostile zip before anything is read of it. Raises Invalid with a sentence."""
     members = archive.infolist()
     if len(members) > settings.max_zip_members:
         raise Invalid(f"The zip has {len(members):,} entries; at most {settings.max_zip_members:,} are allowed.", field="source")
@@ -316,7 +316,7 @@ def check_zip(archive: zipfile.ZipFile, settings: Settings, what: str = "zip") -
             raise Invalid("The zip is protected by a password; upload one without.", field="source")
     _check_unpacked(sum(m.file_size for m in members), archive.start_dir, settings)
     if not any(member_wanted(m, offered_name) for m in members):
-        raise Invalid(f"The {what} holds no pictures." if members else f"The {what} is empty.", field="source")
+        raise Invalid("The zip holds no pictures." if members else "The zip is empty.", field="source")
 
 
 def _check_unpacked(size: int, packed: int, settings: Settings) -> None:

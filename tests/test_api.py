@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import tarfile
 import threading
 import zipfile
 from pathlib import Path
@@ -771,6 +772,76 @@ def test_an_uploaded_zip_can_be_imported(client: FlaskClient) -> None:
     assert response.status_code == 201
     ordered = client.post(f"{API}/datasets/animals/import", json={"source": response.json["source"]})  # type: ignore[index]
     assert ordered.status_code == 202
+
+
+def test_a_tar_and_a_csv_are_uploads_that_can_be_imported(client: FlaskClient) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as archive:
+        info = tarfile.TarInfo("cat/1.png")
+        info.size = len(picture())
+        archive.addfile(info, io.BytesIO(picture()))
+    table = "url,label\nhttps://example.org/1.png,cat\n"
+    for data, kind in ((out.getvalue(), "application/gzip"), (table, "text/csv")):
+        response = client.post(f"{API}/uploads", data=data, content_type=kind)
+        assert response.status_code == 201, response.text
+        source = response.json["source"]  # type: ignore[index]
+        assert client.post(f"{API}/datasets/animals/import", json={"source": source, "classes": {"cat": "kitty"}}).status_code == 202
+
+
+def test_a_dataset_is_made_of_another_in_the_version_that_is_newest_now(client: FlaskClient, storage: Storage, tmp_path: Path) -> None:
+    make_dataset(storage, tmp_path / "d")
+    order = {
+        "source": {"kind": "dataset", "dataset": "animals", "classes": ["cat"]},
+        "classes": {"cat": "kitty", "dog": ""},
+        "note": "A note.",
+    }
+    spec = client.post(f"{API}/datasets/other/import", json=order).json["spec"]  # type: ignore[index]
+    assert spec["source"] == {"kind": "dataset", "dataset": "animals", "version": 1, "classes": ["cat"]}
+    assert (spec["classes"], spec["note"]) == ({"cat": "kitty", "dog": None}, "A note.")
+
+
+@pytest.mark.parametrize(
+    ("source", "classes", "status", "words"),
+    [
+        ({"dataset": "nothing"}, {}, 404, "no dataset 'nothing'"),
+        ({"dataset": "animals", "version": 1}, {"cat": "kitty"}, 409, "not its newest version, v2"),
+        ({"dataset": "animals"}, {}, 422, "Say which class is called otherwise"),
+        ({"dataset": "animals"}, {"cta": "kitty"}, 422, "has no class 'cta'"),
+        ({"dataset": "animals", "classes": ["cat"]}, {"cat": "kitty"}, 422, "Name the classes to leave out"),
+        ({"dataset": "animals"}, {"cat": "a\nb"}, 422, "a class name cannot hold control"),
+        ({"dataset": "animals"}, {"cat": "X", "dog": "x"}, 422, "differ by upper and lower case alone"),
+        ({"dataset": "animals"}, ["cat"], 422, "classes"),
+    ],
+)
+def test_a_renaming_that_makes_no_sense_is_refused_before_it_is_ordered(
+    client: FlaskClient, storage: Storage, tmp_path: Path, source: dict[str, Any], classes: Any, status: int, words: str
+) -> None:
+    for _ in range(2):
+        make_dataset(storage, tmp_path / "d")
+    order = {"source": {"kind": "dataset", **source}, "classes": classes}
+    assert_problem(client.post(f"{API}/datasets/animals/import", json=order), status, words)
+
+
+def test_a_version_is_exported_and_downloaded_once_it_is_there(client: FlaskClient, storage: Storage, tmp_path: Path) -> None:
+    make_dataset(storage, tmp_path / "d")
+    there = f"{API}/datasets/animals/versions/1/exports"
+    assert_problem(client.get(f"{there}/coco"), 404, "was not exported as 'coco'")
+    ordered = client.post(f"{there}/coco")
+    assert ordered.status_code == 202, ordered.text
+    assert (ordered.json["kind"], ordered.json["queue"], ordered.json["title"]) == ("pack", "scrape", "Export animals v1 as coco")  # type: ignore[index]
+    assert ordered.json["spec"] == {"dataset": "animals", "version": 1, "format": "coco"}  # type: ignore[index]
+    storage.write("exports/animals/v0001/coco.zip", b"PK")
+    assert client.get(there).json == {"exports": [{"format": "coco", "bytes": 2}]}
+    download = client.get(f"{there}/coco")
+    assert (download.data, download.mimetype) == (b"PK", "application/zip")
+    assert download.headers["Content-Disposition"] == "attachment; filename=animals-v1-coco.zip"
+
+
+@pytest.mark.parametrize("path", ["versions/2/exports/coco", "versions/1/exports/pickle", "versions/1/exports/..%2f..%2fx"])
+def test_what_cannot_be_exported_is_refused(client: FlaskClient, storage: Storage, tmp_path: Path, path: str) -> None:
+    make_dataset(storage, tmp_path / "d")
+    assert client.post(f"{API}/datasets/animals/{path}").status_code in {404, 422}
+    assert_problem(client.get(f"{API}/datasets/animals/{path}"), 404)
 
 
 def test_the_files_of_a_form_become_one_upload(client: FlaskClient, storage: Storage) -> None:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import zipfile
@@ -176,6 +177,12 @@ def test_every_field_of_a_training_is_a_flag_with_the_default_of_the_spec() -> N
         (["dataset", "scrape", "wonders", "--class", "a", "--class", "A"], "named twice"),
         (["dataset", "scrape", "wonders", "--class", "a", "--class", "b", "--sources", "bing"], "'bing' is not one of"),
         (["dataset", "import", "animals", "/no/such/folder"], "no file or folder"),
+        (["dataset", "import", "animals"], "Say what to import"),
+        (["dataset", "import", "animals", ".", "--from", "other"], "Say what to import"),
+        (["dataset", "import", "animals", ".", "--rename", "cat"], "does not say which class becomes which"),
+        (["dataset", "import", "animals", ".", "--rename", "a=b", "--rename", "a=c"], "renamed twice"),
+        (["dataset", "import", "animals", "--from", "other/vx"], "a dataset is named as name or name/v3"),
+        (["dataset", "export", "animals", "--format", "pickle"], "'pickle' is not one of"),
         (["classify", "animals"], "Name what to label"),
         (["classify", "animals", ".", "--out", "results.xlsx"], "should end in .csv, .jsonl or .parquet"),
         (["classify", "animals", ".", "--out", "/no/such/folder/results.csv"], "no such folder"),
@@ -281,6 +288,73 @@ def test_a_local_zip_is_uploaded_as_it_is(run: Run, backend: Backend, tmp_path: 
         archive.writestr("cat/1.png", b"x")
     job = json.loads(run("dataset", "import", "animals", tmp_path / "a.zip", "--json").stdout)
     assert backend.storage.read(f"uploads/{job['spec']['source']['id']}.zip") == (tmp_path / "a.zip").read_bytes()
+
+
+def test_a_local_tar_is_uploaded_and_its_classes_renamed(run: Run, backend: Backend, tmp_path: Path) -> None:
+    pictures(tmp_path, "cat/1.png")
+    with tarfile.open(tmp_path / "a.tgz", "w:gz") as archive:
+        archive.add(tmp_path / "cat", "cat")
+    args = ["--rename", "cat=kitty", "--rename", "a=b = c", "--rename", "junk=", "--note", "From the attic."]
+    job = json.loads(run("dataset", "import", "animals", tmp_path / "a.tgz", *args, "--json").stdout)
+    assert uploaded(backend, job) == ["cat/1.png"]
+    assert (job["spec"]["classes"], job["spec"]["note"]) == ({"cat": "kitty", "a=b": "c", "junk": None}, "From the attic.")
+
+
+def test_a_local_csv_takes_the_pictures_beside_it_along_and_nothing_from_outside(run: Run, backend: Backend, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "set", "images/1.png", "images/2.png", "untold.png")
+    pictures(tmp_path, "secret.png")
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    named = ["images/1.png", "./images/2.png", "../secret.png", str(tmp_path / "secret.png"), "link.png", "gone.png"]
+    (folder / "table.csv").write_text("".join(["path,label\n", *(f"{name},cat\n" for name in named)]))
+    job = json.loads(run("dataset", "import", "animals", folder / "table.csv", "--json").stdout)
+    assert uploaded(backend, job) == ["images/1.png", "images/2.png", "labels.csv"]
+
+
+def test_a_local_csv_of_addresses_is_sent_alone(run: Run, backend: Backend, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("url,label\nhttps://example.org/1.jpg,cat\n")
+    job = json.loads(run("dataset", "import", "animals", tmp_path / "a.csv", "--json").stdout)
+    with zipfile.ZipFile(backend.storage.open(f"uploads/{job['spec']['source']['id']}.zip")) as archive:
+        assert archive.namelist() == ["labels.csv"]
+    (tmp_path / "b.csv").write_text("url\nhttps://example.org/1.jpg\n")
+    done = run("dataset", "import", "animals", tmp_path / "b.csv")
+    assert (done.exit_code, "has no column `label`" in done.stderr) == (1, True)
+
+
+def test_tables_of_a_local_folder_go_with_its_pictures(run: Run, backend: Backend, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "hub", "train/1.png")
+    (folder / "train" / "metadata.jsonl").write_text('{"file_name": "1.png", "label": "cat"}')
+    job = json.loads(run("dataset", "import", "animals", folder, "--json").stdout)
+    assert uploaded(backend, job) == ["train/1.png", "train/metadata.jsonl"]
+
+
+def test_a_dataset_is_made_of_classes_of_another(run: Run, backend: Backend, tmp_path: Path) -> None:
+    make_dataset(backend.storage, tmp_path / "d")
+    args = ["--from", "animals/v1", "--only", "cat", "--rename", "cat=kitty"]
+    job = json.loads(run("dataset", "import", "other", *args, "--json").stdout)
+    assert job["spec"]["source"] == {"kind": "dataset", "dataset": "animals", "version": 1, "classes": ["cat"]}
+    done = run("dataset", "import", "animals", "--from", "animals", "--rename", "cta=kitty")
+    assert (done.exit_code, "has no class 'cta'" in done.stderr) == (1, True)
+
+
+def test_a_version_is_exported_followed_and_downloaded(run: Run, backend: Backend, tmp_path: Path, working: Any) -> None:
+    make_dataset(backend.storage, tmp_path / "d")
+
+    def work(store: JobStore, job: Job) -> None:
+        backend.storage.write("exports/animals/v0001/csv.zip", b"PK and so on")
+        finish(State.DONE, dataset="animals", version=1, format="csv", images=6)(store, job)
+
+    working(work)
+    done = run("dataset", "export", "animals", "--format", "csv", "--out", tmp_path / "a.zip")
+    assert done.exit_code == 0, done.stderr
+    assert (tmp_path / "a.zip").read_bytes() == b"PK and so on"
+    assert f"Saved as {tmp_path / 'a.zip'}." in done.stderr
+
+
+def test_an_export_that_failed_leaves_no_file(run: Run, backend: Backend, tmp_path: Path, working: Any) -> None:
+    make_dataset(backend.storage, tmp_path / "d")
+    working(finish(State.FAILED, "An image is gone."))
+    done = run("dataset", "export", "animals", "--version", 1, "--out", tmp_path / "a.zip")
+    assert (done.exit_code, "An image is gone." in done.stderr, (tmp_path / "a.zip").exists()) == (1, True, False)
 
 
 def test_a_folder_without_pictures_is_not_uploaded(run: Run, backend: Backend, tmp_path: Path) -> None:

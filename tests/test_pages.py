@@ -475,6 +475,42 @@ def test_a_folder_that_is_not_there_is_told_at_the_source(client: FlaskClient) -
     assert 'value="/not/there"' in answer.text
 
 
+def test_a_dataset_is_made_of_another_with_its_classes_renamed(client: FlaskClient, filled: SimpleNamespace) -> None:
+    # what the form sends of the other ways is passed over
+    form = {"way": "dataset", "dataset": "street", "from": "clothing/v1", "only": "hat\r\n", "renames": "hat = cap\r\n", "classes": "x\ny"}
+    answer = post(client, "/datasets/new", **form)
+    assert answer.status_code == 303, answer.text
+    spec = filled.store.get(answer.location.rsplit("/", 1)[1]).spec
+    assert spec["source"] == {"kind": "dataset", "dataset": "clothing", "version": 1, "classes": ["hat"]}
+    assert spec["classes"] == {"hat": "cap"}
+
+
+@pytest.mark.parametrize(
+    ("form", "words"),
+    [
+        ({"way": "dataset", "from": ""}, r'id="wrong-source"[^>]*>Name a dataset'),
+        ({"way": "dataset", "from": "nothing"}, r'id="wrong-source"[^>]*>[^<]*no dataset'),
+        ({"way": "dataset", "from": "clothing", "renames": "hat"}, r'class="wrong">[^<]*does not say which class'),
+        ({"way": "folder", "path": "/", "renames": "a = x\nb = X"}, r'class="wrong">[^<]*upper and lower case'),
+    ],
+)
+def test_what_is_wrong_with_an_import_is_told_at_its_field(client: FlaskClient, form: dict[str, str], words: str) -> None:
+    answer = post(client, "/datasets/new", dataset="street", **form)
+    assert answer.status_code in {404, 422}
+    assert re.search(words, answer.text)
+    assert form.get("renames", "") in answer.text
+
+
+def test_a_version_is_exported_from_its_page_and_downloaded_there(client: FlaskClient, filled: SimpleNamespace, settings: Settings) -> None:
+    page = "/datasets/clothing/v/1"
+    answer = post(client, page, f"{page}/export", format="huggingface")
+    job = filled.store.get(answer.location.rsplit("/", 1)[1])
+    assert (job.kind, job.spec) == ("pack", {"dataset": "clothing", "version": 1, "format": "huggingface"})
+    Storage(settings.storage, settings.cache).write("exports/clothing/v0001/huggingface.zip", b"PK")
+    assert 'href="/api/v1/datasets/clothing/versions/1/exports/huggingface"' in client.get(page).text
+    assert post(client, page, f"{page}/export", format="pickle").status_code == 422
+
+
 def test_an_upload_is_not_kept_for_a_form_that_is_wrong_elsewhere(client: FlaskClient, settings: Settings) -> None:
     answer = post(client, "/datasets/new", way="zip", dataset="Bad Name", zip=(io.BytesIO(b"PK"), "a.zip"))
     assert 'id="wrong-dataset"' in answer.text

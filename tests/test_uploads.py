@@ -3,6 +3,8 @@
 import hashlib
 import io
 import json
+import stat
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -16,7 +18,19 @@ from shared.items import ItemReader, blob_key, open_zip, upload_key, walk
 from shared.settings import Settings
 from shared.specs import ListSource, UploadSource
 from web.backend import Backend
-from web.uploads import FormRequest, keep_addresses, keep_blob, keep_files, keep_list, keep_manifest, keep_zip, member_name, missing_blobs
+from web.uploads import (
+    FormRequest,
+    keep_addresses,
+    keep_archive,
+    keep_blob,
+    keep_files,
+    keep_list,
+    keep_manifest,
+    keep_table,
+    keep_zip,
+    member_name,
+    missing_blobs,
+)
 
 
 @pytest.fixture
@@ -87,6 +101,139 @@ def test_an_upload_that_breaks_off_leaves_nothing(backend: Backend) -> None:
 
     with pytest.raises(ConnectionResetError):
         keep_zip(backend, BreaksOff(zipped(**{"1.png": picture()}).getvalue()))
+    assert left_behind(backend) == []
+
+
+def tarred(pack: str = "", **members: bytes) -> io.BytesIO:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=f"w:{pack}") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    out.seek(0)
+    return out
+
+
+@pytest.mark.parametrize("pack", ["", "gz", "bz2", "xz"])
+def test_a_tar_is_kept_as_a_zip_of_its_pictures_and_tables(backend: Backend, pack: str) -> None:
+    members = {
+        "./cat/1.png": picture(),
+        "cat/notes.txt": b"x",
+        "labels.csv": b"path,label\n",
+        "__MACOSX/._1.png": b"x",
+        "cat/.hidden.png": b"x",
+    }
+    upload_id = keep_archive(backend, tarred(pack, **members))
+    with open_zip(backend.storage, upload_id) as archive:
+        assert {name: archive.read(name) for name in archive.namelist()} == {"cat/1.png": picture(), "labels.csv": b"path,label\n"}
+
+
+def test_a_zip_is_known_by_its_bytes_and_not_by_its_name(backend: Backend) -> None:
+    sent = zipped(**{"cat/1.png": picture()})
+    upload_id = keep_files(backend, [FileStorage(sent, "photos.tar.gz")])
+    assert backend.storage.read(upload_key(upload_id)) == sent.getvalue()
+    assert names_in(backend, keep_files(backend, [FileStorage(tarred("gz", **{"cat/1.png": picture()}), "photos.zip")])) == ["cat/1.png"]
+
+
+def test_of_a_picture_that_is_too_large_no_more_is_kept_than_shows_it(backend: Backend) -> None:
+    small = Backend(backend.settings.model_copy(update={"max_image_bytes": 1000}))
+    upload_id = keep_archive(small, tarred("gz", **{"cat/1.png": bytes(90_000), "cat/2.png": picture()}))
+    assert small.storage.size(upload_key(upload_id)) < 2000
+    with pytest.raises(BadImage, match="more than 1,000 bytes"):
+        ItemReader(small.storage, 1000).read(f"zip:{upload_id}!0")
+    assert ItemReader(small.storage, 1000).read(f"zip:{upload_id}!1") == picture()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (tarred("gz", **{"cat/1.png": picture()}).getvalue()[:-30], "cut off"),
+        (tarred(**{"../evil.png": picture()}).getvalue(), "outside itself"),
+        (tarred(**{"/etc/evil.png": picture()}).getvalue(), "outside itself"),
+        (tarred("gz").getvalue(), "The tar holds no pictures"),
+        (tarred("xz", **{"readme.txt": b"hello"}).getvalue(), "The tar holds no pictures"),
+        (tarred("gz", **{f"{i}.png": b"x" for i in range(21)}).getvalue(), "more than 20 entries"),
+        (tarred(**{"1.png": b"x" * 100_001}).getvalue(), "larger than the 100,000 bytes"),
+        (tarred("gz", **{"1.png": bytes(2_000_001)}).getvalue(), "unpacks to more than 2,000,000 bytes"),
+    ],
+    ids=["cut off", "dot-dot", "absolute", "empty", "no pictures", "too many", "too large", "unpacks to too much"],
+)
+def test_a_bad_tar_is_refused_with_a_sentence_and_leaves_nothing(backend: Backend, content: bytes, sentence: str) -> None:
+    backend = Backend(backend.settings.model_copy(update={"max_unpacked_bytes": 2_000_000}))
+    with pytest.raises(Invalid, match=sentence):
+        keep_archive(backend, io.BytesIO(content))
+    assert left_behind(backend) == []
+
+
+def test_a_tar_with_a_link_or_a_device_is_refused_and_leaves_nothing(backend: Backend) -> None:
+    for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE):
+        out = io.BytesIO()
+        with tarfile.open(fileobj=out, mode="w:gz") as archive:
+            archive.addfile(tarfile.TarInfo("cat/1.png"), io.BytesIO())
+            info = tarfile.TarInfo("cat/2.png")
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+        with pytest.raises(Invalid, match=r"holds a (link|device)"):
+            keep_archive(backend, io.BytesIO(out.getvalue()))
+    assert left_behind(backend) == []
+
+
+def promising(size: int, **flags: int) -> bytes:
+    """A zip whose pictures promise to unpack to so many bytes each, and are zeros."""
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive:
+        for n in range(3):
+            archive.writestr(f"{n}.png", bytes(20_000))
+        for member in archive.filelist:
+            member.file_size = size
+            member.flag_bits |= flags.get("flag_bits", 0)
+            member.external_attr = flags.get("mode", 0o644) << 16
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (promising(3_500_000_000), "unpacks to 10,500,000,000 bytes, more than 100 times its size"),
+        (promising(10**12), "unpacks to 3,000,000,000,000 bytes; at most"),
+        (promising(20_000, flag_bits=1), "protected by a password"),
+        (promising(20_000, mode=stat.S_IFLNK | 0o777), "symbolic link"),
+    ],
+    ids=["10 GB of zeros", "more than is allowed", "encrypted", "links"],
+)
+def test_a_zip_that_promises_harm_is_refused_before_anything_of_it_is_read(backend: Backend, content: bytes, sentence: str) -> None:
+    with pytest.raises(Invalid, match=sentence):
+        keep_archive(backend, io.BytesIO(content))
+    assert left_behind(backend) == []
+
+
+def test_a_zip_with_names_that_are_no_text_is_refused_with_a_sentence(backend: Backend) -> None:
+    data = zipped(**{"cat/é.png": picture()}).getvalue().replace("é".encode(), b"\xff\xfe")
+    with pytest.raises(Invalid, match="not a zip that can be read"):
+        keep_archive(backend, io.BytesIO(data))
+    assert left_behind(backend) == []
+
+
+def test_a_csv_alone_is_kept_with_its_name_said(backend: Backend) -> None:
+    data = b"url,label\nhttps://example.org/1.jpg,cat\n"
+    for upload_id in (keep_table(backend, io.BytesIO(data)), keep_files(backend, [file("my list.csv", data)])):
+        with open_zip(backend.storage, upload_id) as archive:
+            assert {name: archive.read(name) for name in archive.namelist()} == {"labels.csv": data}
+
+
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        (b"", "no column `path` or `url`"),
+        (b"url\nhttps://example.org/1.jpg\n", "no column `label`"),
+        (b"\xff\xfeu\0r\0l\0", "no UTF-8 text"),
+    ],
+    ids=["empty", "no label", "UTF-16"],
+)
+def test_a_csv_that_names_no_images_or_classes_is_refused_and_leaves_nothing(backend: Backend, data: bytes, sentence: str) -> None:
+    with pytest.raises(Invalid, match=sentence):
+        keep_table(backend, io.BytesIO(data))
     assert left_behind(backend) == []
 
 

@@ -104,6 +104,10 @@ def _dataset_source(ref: str, lines: list[str]) -> dict[str, Any]:
     name, slash, version = ref.partition("/")
     if not name or (slash and not re.fullmatch(r"v?\d{1,6}", version)):
         raise Invalid("Name a dataset, as pets or pets/v2.", field="source")
+    try:
+        datasets.info(backend().storage, name, int(version.strip("v")) if slash else None)
+    except DarkroomError as error:
+        raise Invalid(str(error), field="source") from None
     only = [line.strip() for line in lines if line.strip()]
     return {"kind": "dataset", "dataset": name, **({"version": version.strip("v")} if slash else {}), **({"classes": only} if only else {})}
 

@@ -95,7 +95,9 @@ def keep_tar(backend: Backend, stream: IO[bytes]) -> str:
                 while chunk := file.read(min(left, CHUNK)):
                     entry.write(chunk)
                     left -= len(chunk)
-    _check(backend, upload_id, "tar")
+        if not archive.filelist:
+            raise Invalid("The tar holds no pictures.", field="source")
+    _check(backend, upload_id)
     return upload_id
 
 
@@ -207,10 +209,10 @@ def _unused(name: str, taken: set[str]) -> str:
     return free
 
 
-def _check(backend: Backend, upload_id: str, what: str = "zip") -> None:
+def _check(backend: Backend, upload_id: str) -> None:
     """Look at the zip as a stranger's; delete it when it is bad. Raises Invalid."""
     with _deleted_when_bad(backend, upload_id), open_zip(backend.storage, upload_id) as archive:
-        check_zip(archive, backend.settings, what)
+        check_zip(archive, backend.settings)
 
 
 @contextmanager

@@ -4,8 +4,8 @@ import asyncio
 import os
 import threading
 from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Self
 
 from shared import datasets, edits, review
@@ -17,7 +17,7 @@ from shared.specs import ClassesSource, EditsSource, FolderSource, ImportSpec, R
 from shared.storage import Storage
 from shared.tables import MAX_TABLE
 from worker import layouts
-from worker.examining import Collection, examine, published
+from worker.examining import EVERY, Collection, examine, published
 from worker.layouts import Offer, Renaming
 from worker.progress import Progress
 from worker.scraping.fetch import Fetcher, FetchError
@@ -48,9 +48,9 @@ def import_dataset(spec: ImportSpec, job: str, storage: Storage, settings: Setti
         case ClassesSource():
             _take_over(spec.source, storage, collection, renaming)
         case ReviewSource():
-            _add(_decided(spec.source.batch, storage, progress, renaming), collection, spec, storage, settings, corrects=True)
+            _add(_decided(spec.source.batch, storage, progress, renaming), collection, spec, storage, settings, progress, corrects=True)
         case FolderSource() | UploadSource():
-            _add(_offered(spec.source, storage, settings, progress, renaming), collection, spec, storage, settings)
+            _add(_offered(spec.source, storage, settings, progress, renaming), collection, spec, storage, settings, progress)
     renaming.check()
     if isinstance(spec.source, ReviewSource) and not collection.kept.total():
         raise Invalid(_unchanged(spec.dataset, collection), field="source")
@@ -62,7 +62,7 @@ def _add(
 ) -> None:
     """Read what is offered, and add it."""
     collection.check_labels(dict.fromkeys(label for offer in offers if (label := offer.said["label"])))
-    for looked_at, (offer, facts) in enumerate(_examined(offers, storage, settings), 1):
+    for looked_at, (offer, facts) in enumerate(_examined(offers, storage, settings, progress.check), 1):
         collection.add({"name": offer.path, "source": spec.source.kind, **offer.said}, facts, corrects=corrects)
         collection.tell("importing", looked_at, len(offers))
 
@@ -153,8 +153,10 @@ def _take_over(source: ClassesSource, storage: Storage, collection: Collection, 
         collection.tell("importing", done, len(rows))
 
 
-def _examined(offers: list[Offer], storage: Storage, settings: Settings) -> Iterator[tuple[Offer, dict[str, Any]]]:
-    """Each offer with what was found, in order, so that of equal files it is always the first that is kept.
+def _examined(
+    offers: list[Offer], storage: Storage, settings: Settings, check: Callable[[], None]
+) -> Iterator[tuple[Offer, dict[str, Any]]]:
+    """Each offer with what was found, in order, so that of equal files it is always the first that is kept. `check` raises Cancelled.
 
     Pillow lets go of the interpreter while it decodes, so threads are enough; only a few files a thread are in memory.
     """
@@ -169,12 +171,19 @@ def _examined(offers: list[Offer], storage: Storage, settings: Settings) -> Iter
                 ahead.append((offer, threads.submit(_look, offer, reader, storage, settings, coming)))
                 if len(ahead) >= most:
                     first, future = ahead.popleft()
-                    yield first, future.result()
+                    yield first, _result(future, check)
             for offer, future in ahead:
-                yield offer, future.result()
+                yield offer, _result(future, check)
         finally:
             downloads.stop()  # or a thread would wait for what nobody wants any more
             threads.shutdown(cancel_futures=True)
+
+
+def _result(future: Future[dict[str, Any]], check: Callable[[], None]) -> dict[str, Any]:
+    """What was found, however long a server takes to answer; Cancelled is raised meanwhile."""
+    while not wait([future], EVERY).done:
+        check()
+    return future.result()
 
 
 def _is_address(offer: Offer) -> bool:
