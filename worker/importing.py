@@ -48,9 +48,9 @@ def import_dataset(spec: ImportSpec, job: str, storage: Storage, settings: Setti
         case ClassesSource():
             _take_over(spec.source, storage, collection, renaming)
         case ReviewSource():
-            _add(_decided(spec.source.batch, storage, progress, renaming), collection, spec, storage, settings, progress, corrects=True)
+            _add(_decided(spec.source.batch, storage, progress, renaming), collection, spec, settings, progress, corrects=True)
         case FolderSource() | UploadSource():
-            _add(_offered(spec.source, storage, settings, progress, renaming), collection, spec, storage, settings, progress)
+            _add(_offered(spec.source, storage, settings, progress, renaming), collection, spec, settings, progress)
     renaming.check()
     if isinstance(spec.source, ReviewSource) and not collection.kept.total():
         raise Invalid(_unchanged(spec.dataset, collection), field="source")
@@ -58,11 +58,11 @@ def import_dataset(spec: ImportSpec, job: str, storage: Storage, settings: Setti
 
 
 def _add(
-    offers: list[Offer], collection: Collection, spec: ImportSpec, storage: Storage, settings: Settings, corrects: bool = False
+    offers: list[Offer], collection: Collection, spec: ImportSpec, settings: Settings, progress: Progress, corrects: bool = False
 ) -> None:
     """Read what is offered, and add it."""
     collection.check_labels(dict.fromkeys(label for offer in offers if (label := offer.said["label"])))
-    for looked_at, (offer, facts) in enumerate(_examined(offers, storage, settings, progress.check), 1):
+    for looked_at, (offer, facts) in enumerate(_examined(offers, collection.storage, settings, progress.check), 1):
         collection.add({"name": offer.path, "source": spec.source.kind, **offer.said}, facts, corrects=corrects)
         collection.tell("importing", looked_at, len(offers))
 
