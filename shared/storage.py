@@ -20,12 +20,14 @@ version, a model version or a batch exists if and only if its info file does. Ke
 """
 
 import contextlib
+import fcntl
 import json
 import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,6 +35,8 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from shared.errors import NotFound, Unavailable
+
+WAIT = 0.02  # seconds between two tries to be alone
 
 
 class Storage:
@@ -162,6 +166,30 @@ class Storage:
     def write_json(self, key: str, value: Any) -> None:
         """Write indented JSON, atomically and durably."""
         self.write(key, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+
+    @contextlib.contextmanager
+    def alone(self, key: str, check: Callable[[], None]) -> Iterator[None]:
+        """Wait until nobody else, in any process, is in such a block for this folder. `check` is called while waiting, and may raise.
+
+        Whoever dies in the block leaves it. In a bucket nobody waits: it knows no locks.
+        """
+        if not self.is_local:
+            yield
+            return
+        folder = Path(self._full(key))
+        folder.mkdir(parents=True, exist_ok=True)
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            while True:
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    check()
+                    time.sleep(WAIT)
+            yield
+        finally:
+            os.close(fd)
 
     def delete(self, key: str) -> None:
         """Delete a file or a folder with all in it; nothing happens if there is none."""

@@ -10,7 +10,7 @@ import lzma
 import tarfile
 import zlib
 from collections.abc import Iterator
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from shared.errors import Invalid
 from shared.settings import Settings
@@ -25,13 +25,6 @@ LINKS = (tarfile.SYMTYPE, tarfile.LNKTYPE)
 DEVICES = (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE)
 MAGIC = 6  # bytes by which a compressed file is known
 COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00")
-
-
-class _Decompressor(Protocol):
-    eof: bool
-    unused_data: bytes
-
-    def decompress(self, data: bytes, max_length: int = ...) -> bytes: ...
 
 
 def is_tar(head: bytes) -> bool:
@@ -130,7 +123,7 @@ class _Reader:
         self._buffer = b""  # packed bytes that are not unpacked yet, or plain ones
         self._unpack = self._begun()
 
-    def _begun(self) -> _Decompressor | None:
+    def _begun(self) -> "_Decompressor | None":
         """What unpacks the bytes that follow; None: they are not packed."""
         while len(self._buffer) < MAGIC and self._fill():
             pass
@@ -212,6 +205,9 @@ class _Gzip:
 
     def decompress(self, data: bytes, max_length: int = 0) -> bytes:
         return self._inner.decompress(self._inner.unconsumed_tail + data, max_length)
+
+
+_Decompressor = _Gzip | bz2.BZ2Decompressor | lzma.LZMADecompressor
 
 
 def _decompressor(head: bytes) -> _Decompressor | None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import tarfile
 import threading
 import xml.etree.ElementTree as ET
 import zipfile
@@ -16,14 +17,17 @@ from image_server import picture
 from shared import datasets
 from shared.errors import Cancelled, DarkroomError, Invalid
 from shared.items import upload_key
+from shared.jobs import JobStore, connect
 from shared.settings import Settings
 from shared.specs import ImportSpec, PackSpec
 from shared.storage import Storage
 from shared.tables import defused, undefused
+from web import create_app
 from worker.examining import Collection, examine
 from worker.importing import import_dataset
 from worker.packing import folder_names, pack
 from worker.progress import Progress
+from worker.run import Worker, run_unit
 
 FORMATS = get_args(PackSpec.model_fields["format"].annotation)
 HOSTILE = [
@@ -140,7 +144,7 @@ def test_an_unpacked_export_is_imported_as_its_zip_is(room, tmp_path):
     made = room.make(HOSTILE, SIDES)
     for form in FORMATS:
         with room.opened(form) as archive:
-            archive.extractall(tmp_path / form)
+            archive.extractall(tmp_path / form)  # noqa: S202 - our own
         spec = ImportSpec.model_validate({"dataset": f"from-{form}", "source": {"kind": "folder", "path": str(tmp_path / form)}})
         import_dataset(spec, f"job-{form}", room.storage, room.settings, Progress(lambda _: None))
         assert datasets.info(room.storage, f"from-{form}")["hash"] == made["hash"]
@@ -353,6 +357,39 @@ def test_an_export_that_is_cancelled_or_lacks_an_image_leaves_no_file(room):
     with pytest.raises(DarkroomError, match=f"{row['sha256']} of wild v1 is not on the storage"):
         room.pack("folder")
     assert not [path for path in Path(room.storage.url, "exports").rglob("*") if path.is_file()]
+
+
+def test_a_tar_goes_in_and_a_zip_comes_out_and_goes_in_again_as_a_user_would(settings):
+    store = JobStore(connect(settings.redis_url), settings.lease_seconds)
+    worker = Worker(settings, "w1", ["scrape"], store, Storage(settings.storage, settings.cache), lambda *unit: None)
+    client = create_app(settings).test_client()
+    api = "/api/v1"
+
+    def ordered(answer: Any) -> dict[str, Any]:
+        assert answer.status_code == 202, answer.text
+        run_unit(worker, answer.json["id"], "main")
+        job = client.get(f"{api}/jobs/{answer.json['id']}").json
+        assert (job["state"], job["error"]) == ("done", None)
+        return job["result"]
+
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:xz") as archive:
+        for name in ("train/kitty/1.jpg", "train/=dog/1.jpg", "valid/kitty/2.jpg", "valid/=dog/2.jpg"):
+            info = tarfile.TarInfo(name)
+            info.size = len(picture(name))
+            archive.addfile(info, io.BytesIO(picture(name)))
+    sent = client.post(f"{api}/uploads", data=out.getvalue(), content_type="application/x-xz").json["source"]
+    ordered(client.post(f"{api}/datasets/pets/import", json={"source": sent, "classes": {"kitty": "../cat"}, "note": "From a tar."}))
+    made = client.get(f"{api}/datasets/pets/versions/1").json
+    assert (made["classes"], made["note"]) == ({"../cat": 2, "=dog": 2}, "From a tar.")
+    for form in FORMATS:
+        result = ordered(client.post(f"{api}/datasets/pets/versions/1/exports/{form}"))
+        data = client.get(f"{api}/datasets/pets/versions/1/exports/{form}").data
+        assert len(data) == result["bytes"]
+        sent = client.post(f"{api}/uploads", data=data, content_type="application/zip").json["source"]
+        ordered(client.post(f"{api}/datasets/{form}/import", json={"source": sent}))
+        assert client.get(f"{api}/datasets/{form}/versions/1").json["hash"] == made["hash"]
+        assert sorted(row["split"] for row in datasets.rows(worker.storage, form, 1)) == ["train", "train", "valid", "valid"]
 
 
 def test_a_version_of_an_earlier_darkroom_is_exported(room):

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -125,3 +126,30 @@ def test_an_object_store_works_as_a_folder_does(tmp_path):
     assert storage.local("datasets/x/v0001/info.json").read_text().strip().startswith("{")
     storage.delete("datasets")
     assert not storage.exists("datasets/x/v0001/info.json")
+
+
+def test_who_is_alone_with_a_folder_is_alone_until_the_block_ends_however_it_does(storage):
+    inside: list[int] = []
+    most: list[int] = []
+
+    def work(n):
+        with storage.alone("datasets/pets", lambda: None):
+            inside.append(n)
+            most.append(len(inside))
+            time.sleep(0.01)
+            inside.remove(n)
+            if n % 2:
+                raise RuntimeError
+
+    with ThreadPoolExecutor(8) as threads:
+        for future in [threads.submit(work, n) for n in range(8)]:
+            future.exception()
+    assert most == [1] * 8
+
+
+def test_who_waits_to_be_alone_can_give_up_and_others_are_not_waited_for(storage):
+    with storage.alone("datasets/pets", lambda: None):
+        with pytest.raises(KeyError), storage.alone("datasets/pets", lambda: {}["cancelled"]):
+            pass
+        with storage.alone("datasets/others", lambda: None):
+            pass

@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,17 @@ def dropped(error: BadImage) -> dict[str, Any]:
 def too_small(width: int, height: int, min_side: int) -> BadImage:
     """The error of a picture with a side under `min_side` pixels."""
     return BadImage("too_small", f"The picture has {width} x {height} pixels; the shorter side needs at least {min_side}.")
+
+
+def _one_at_a_time(publish: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Two jobs that end at the same moment take turns, so that the second has what the first has published."""
+
+    @wraps(publish)
+    def alone(collection: "Collection", *args: Any, **more: Any) -> dict[str, Any]:
+        with collection.storage.alone(f"datasets/{collection.name}", collection._progress.check):
+            return publish(collection, *args, **more)
+
+    return alone
 
 
 class Collection:
@@ -180,6 +192,7 @@ class Collection:
         numbers = {"kept": self.kept.total(), "dropped": self.reasons.total(), "reasons": dict(self.reasons.most_common())}
         self._progress.update(phase=phase, done=done, total=total, **numbers, **fields)
 
+    @_one_at_a_time
     def publish(
         self,
         job: str,
