@@ -3,7 +3,7 @@
 import pytest
 
 from shared.errors import Invalid
-from shared.specs import ARCHITECTURES, parse, parse_model_ref
+from shared.specs import ARCHITECTURES, parse, parse_model_ref, rename_lines
 
 FOLDER = {"kind": "folder", "path": "/photos"}
 
@@ -71,3 +71,24 @@ def test_a_model_reference_is_a_name_and_perhaps_a_version(ref):
 def test_model_references_are_parsed():
     assert parse_model_ref("clothing") == ("clothing", None)
     assert parse_model_ref("clothing/v3") == parse_model_ref("clothing/3") == ("clothing", 3)
+
+
+def test_lines_say_which_class_becomes_which():
+    assert rename_lines(["kitty = cat", "", "junk =", "a=b = c", "x=y"]) == {"kitty": "cat", "junk": None, "a=b": "c", "x": "y"}
+    for wrong in (["cat"], ["= cat"], ["a = b", "a = c"]):
+        with pytest.raises(ValueError, match=r"does not say which|renamed twice"):
+            rename_lines(wrong)
+
+
+def test_renames_are_class_names_and_none_for_what_is_left_out():
+    spec = parse("import", {"dataset": "d", "source": FOLDER, "classes": {" cafe\u0301 ": "Café", "junk": "", "old": None}})
+    assert spec.classes == {"café": "Café", "junk": None, "old": None}
+    refused("import", "upper and lower case", dataset="d", source=FOLDER, classes={"a": "X", "b": "x"})
+    refused("import", "control, bidirectional", dataset="d", source=FOLDER, classes={"a": "b\u202e"})
+    refused("import", "at most 10,000 classes", dataset="d", source=FOLDER, classes={str(n): "x" for n in range(10_001)})
+    refused("import", "500 characters", dataset="d", source=FOLDER, note="x" * 501)
+
+
+def test_an_export_has_one_of_five_formats():
+    refused("pack", "format", dataset="d", format="pickle")
+    refused("pack", "a name is lower-case", dataset="../d")

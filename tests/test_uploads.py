@@ -5,6 +5,7 @@ import io
 import json
 import stat
 import tarfile
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -234,6 +235,24 @@ def test_a_csv_alone_is_kept_with_its_name_said(backend: Backend) -> None:
 def test_a_csv_that_names_no_images_or_classes_is_refused_and_leaves_nothing(backend: Backend, data: bytes, sentence: str) -> None:
     with pytest.raises(Invalid, match=sentence):
         keep_table(backend, io.BytesIO(data))
+    assert left_behind(backend) == []
+
+
+def test_a_csv_of_a_gigabyte_in_one_line_is_refused_and_not_gathered_in_memory(backend: Backend) -> None:
+    class Endless(io.RawIOBase):
+        left = 10**9
+
+        def read(self, size: int = -1) -> bytes:
+            size = min(size, self.left)
+            head = b"url,label\n" if self.left == 10**9 else b""
+            self.left -= size
+            return head + b"x" * (size - len(head))
+
+    tracemalloc.start()
+    with pytest.raises(Invalid, match="The CSV has more than 268,435,456 bytes"):
+        keep_table(backend, Endless())  # type: ignore[arg-type]
+    assert tracemalloc.get_traced_memory()[1] < 2**24
+    tracemalloc.stop()
     assert left_behind(backend) == []
 
 

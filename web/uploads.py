@@ -119,12 +119,23 @@ class _Counted:
 
 def keep_table(backend: Backend, stream: IO[bytes]) -> str:
     """Keep a CSV that names images by their addresses, and their classes, as an upload; returns its id. Raises Invalid: too large, or it does not."""
-    data = stream.read(MAX_TABLE + 1)
-    for _ in tables.lines("The CSV", data):
-        break
-    upload_id = new_id()
-    with backend.storage.writing(upload_key(upload_id)) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        archive.writestr(tables.LABELS, data)
+    head = b""
+    while len(head) < tables.MAX_LINE and (more := stream.read(tables.MAX_LINE - len(head))):
+        head += more
+    for _ in tables.lines("The CSV", head[: head.rfind(b"\n") + 1] or head):
+        break  # its header is there; of broken lines the import tells
+    upload_id, left = new_id(), MAX_TABLE - len(head)
+    with (
+        backend.storage.writing(upload_key(upload_id)) as out,
+        zipfile.ZipFile(out, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open(tables.LABELS, "w") as entry,
+    ):
+        entry.write(head)
+        while chunk := stream.read(CHUNK):
+            left -= len(chunk)
+            if left < 0:
+                raise Invalid(f"The CSV has more than {MAX_TABLE:,} bytes, the most a table may have.", field="source")
+            entry.write(chunk)
     return upload_id
 
 

@@ -49,7 +49,7 @@ COPY = 1 << 20
 def pack(spec: PackSpec, job: str, storage: Storage, settings: Settings, progress: Progress) -> dict[str, Any]:
     """Write a version as a zip, unless it is there; returns {dataset, version, format, images, file (its key), bytes}.
 
-    The zip is written as a stream: what is in memory does not grow with the images. Raises Cancelled, NotFound, and DarkroomError when an image is
+    The zip is written as a stream: in memory are its directory and one piece of one file. Raises Cancelled, NotFound, and DarkroomError when an image is
     not on the storage any more; then there is no file.
     """
     info = datasets.info(storage, spec.dataset, spec.version)
@@ -58,7 +58,7 @@ def pack(spec: PackSpec, job: str, storage: Storage, settings: Settings, progres
     if not storage.exists(key):
         progress.update(phase="writing", done=0, total=info["images"])
         with storage.writing(key) as out, zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-            _Pack(archive, storage, info, spec.format).write(progress)
+            _Pack(archive, storage, info, spec.format, progress).write()
     return {
         "dataset": name,
         "version": version,
@@ -72,17 +72,19 @@ def pack(spec: PackSpec, job: str, storage: Storage, settings: Settings, progres
 class _Pack:
     """One zip in the making. Every file but the images is written by going through the rows once more, so that no list of them is needed."""
 
-    def __init__(self, archive: zipfile.ZipFile, storage: Storage, info: dict[str, Any], form: str) -> None:
+    def __init__(self, archive: zipfile.ZipFile, storage: Storage, info: dict[str, Any], form: str, progress: Progress) -> None:
         self.archive = archive
         self.storage = storage
         self.info = info
         self.form = form
+        self.progress = progress
         self.folders = folder_names(info["classes"])
         self.sides = {row["split"] for row in self.rows()}
 
     def rows(self) -> Iterator[Row]:
         """The kept rows, in the order of the manifest."""
         for batch in datasets.row_batches(self.storage, self.info["dataset"], self.info["version"], datasets.MANIFEST.names):
+            self.progress.check()
             yield from (datasets.blank_row(**row) for row in batch.to_pylist() if row["status"] == "kept")
 
     def file_of(self, row: Row) -> str:
@@ -95,7 +97,7 @@ class _Pack:
             return f"{HUGGING_FACE[row['split']]}/{image}"
         return f"images/{image}"
 
-    def write(self, progress: Progress) -> None:
+    def write(self) -> None:
         """Everything, the tables first: they say what the images are."""
         self._lines(EXPORTED, (self._exported(row) for row in self.rows()))
         self._csv(ATTRIBUTION, TOLD, (self._attribution(row) for row in self.rows()))
@@ -112,10 +114,10 @@ class _Pack:
             case "labelstudio":
                 self._label_studio()
         for done, row in enumerate(self.rows(), 1):
-            progress.check()
+            self.progress.check()
             self._image(row)
             if not done % EVERY or done == self.info["images"]:
-                progress.update(done=done)
+                self.progress.update(done=done)
 
     def _exported(self, row: Row) -> str:
         told = {"file": self.file_of(row), "sha256": row["sha256"], "label": row["label"]}
