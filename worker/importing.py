@@ -215,10 +215,11 @@ class _Downloads:
     def get(self, url: str) -> Future[bytes]:
         """The bytes at an address, some time later; raises FetchError then."""
         if self._loop is None:
+            fetcher = Fetcher(self._settings)
             self._loop = asyncio.new_event_loop()
             self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
             self._thread.start()
-            self._fetcher = asyncio.run_coroutine_threadsafe(Fetcher(self._settings).__aenter__(), self._loop).result()
+            self._fetcher = asyncio.run_coroutine_threadsafe(fetcher.__aenter__(), self._loop).result()
         future = asyncio.run_coroutine_threadsafe(self._fetcher.get(url), self._loop)
         self._under_way.add(future)
         future.add_done_callback(self._under_way.discard)
