@@ -17,9 +17,11 @@ version, a model version or a batch exists if and only if its info file does. Ke
                                         results.csv, results.parquet, info.json
     jobs/<job id>.json                  the order as it was given, and how it ended
     rules/<rule id>/                    rule.json, last.json
+    .locks/                             empty files; who has one locked is alone with what its name says
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -169,27 +171,20 @@ class Storage:
 
     @contextlib.contextmanager
     def alone(self, key: str, check: Callable[[], None]) -> Iterator[None]:
-        """Wait until nobody else, in any process, is in such a block for this folder. `check` is called while waiting, and may raise.
+        """Wait until nobody else, in any process on any machine, is in such a block for this key. `check` is called while waiting, and may raise.
 
-        Whoever dies in the block leaves it. In a bucket nobody waits: it knows no locks.
+        Whoever dies in the block leaves it. A bucket, and the rare network folder that knows no locks, lets everybody in at once.
         """
         if not self.is_local:
             yield
             return
-        folder = Path(self._full(key))
-        folder.mkdir(parents=True, exist_ok=True)
-        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            while True:
-                try:
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    check()
-                    time.sleep(WAIT)
+        path = Path(self._full(f".locks/{key.replace('/', '-')}"))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
+            while not _locked(file):
+                check()
+                time.sleep(WAIT)
             yield
-        finally:
-            os.close(fd)
 
     def delete(self, key: str) -> None:
         """Delete a file or a folder with all in it; nothing happens if there is none."""
@@ -257,6 +252,18 @@ def version_name(number: int) -> str:
 
 def _is_version(name: str) -> bool:
     return name[:1] == "v" and name[1:].isdigit()
+
+
+def _locked(file: IO[bytes]) -> bool:
+    """Whether the file is now ours until it is closed, or cannot be anybody's."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}:
+            raise
+    return True
 
 
 def _sync_folder(folder: Path) -> None:

@@ -668,6 +668,18 @@ def test_the_classes_of_a_dataset_are_renamed_and_nothing_else_changes(room):
         assert row == {**before[row["sha256"]], "label": renames[before[row["sha256"]]["label"]]}
 
 
+def test_images_that_another_job_publishes_meanwhile_are_renamed_too(room):
+    room.put(*four())
+    room.run()
+    collection = Collection(room.storage, "pets", Progress(room.told.append))
+    collection.rename({"cat": "dog", "dog": "cat"}.__getitem__)
+    room.put_zip(zipped("cat/8.jpg"))
+    room.run({"kind": "upload", "id": UPLOAD}, job="job2")
+    collection.publish("job3", {"kind": "test"})
+    labels = {row["name"]: row["label"] for row in room.rows(version=3)}
+    assert labels == {"cat/1.jpg": "dog", "cat/2.jpg": "dog", "dog/1.jpg": "cat", "dog/2.jpg": "cat", "cat/8.jpg": "dog"}
+
+
 @pytest.mark.parametrize(
     ("renames", "words"),
     [

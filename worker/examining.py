@@ -103,6 +103,8 @@ class Collection:
                     self._carried[row["sha256"]] = row
             self.parent = number
         self._removed = edits.removed(self.storage, self.name)
+        if self._renaming:
+            self.rename(self._renaming)
 
     def add(self, origin: dict[str, Any], facts: dict[str, Any], corrects: bool = False) -> bool:
         """Append the row of what was offered: where it is from, and what `examine` or `dropped` found. Whether it was kept.
@@ -211,8 +213,6 @@ class Collection:
         """
         self._progress.update(phase="publishing")
         self.carry()  # another job may have published meanwhile
-        if self._renaming:
-            self.rename(self._renaming)
         rows = [*self._carried.values(), *self.rows]
         _check_enough(rows, labels, remarks)
         info = {
