@@ -11,6 +11,7 @@ import pytest
 from conftest import until
 from faults import ended, explain, one_row_an_item, order_batch
 from test_items import resumed_everywhere
+from test_packing import HOSTILE, Room
 
 from cli.start import free_port
 from shared import buckets
@@ -160,3 +161,13 @@ def test_an_installation_may_keep_its_files_in_a_bucket(with_model, start_worker
     backend.store.redis.flushall()
     assert recover(backend.store, backend.storage) == [job]
     assert backend.store.get(job).state == State.DONE
+
+
+def test_a_version_is_exported_into_a_bucket_and_comes_back_from_there_as_the_same_dataset(bucket, tmp_path):
+    room = Room(tmp_path)
+    room.settings = Settings(storage="s3://photos/store", cache=tmp_path / "cache")
+    room.storage = Storage(room.settings.storage, room.settings.cache)
+    made = room.make(HOSTILE, ("train", "valid"))
+    result = room.pack("folder")
+    assert room.storage.size(result["file"]) == result["bytes"]
+    assert room.take_in(room.storage.read(result["file"]))["hash"] == made["hash"]

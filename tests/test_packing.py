@@ -260,14 +260,15 @@ def test_whose_each_image_is_can_be_opened_in_a_spreadsheet(room, form):
 
 
 def test_class_folders_are_names_that_every_system_takes_and_no_two_are_one():
-    names = folder_names([*HOSTILE, "A_b", "x.", "LPT1.x", ".hidden", " ", "é" * 100, "plain name (1)"])
+    sly = folder_names(["../x"])["../x"].upper()  # a class that is called as the folder of another
+    names = folder_names([*HOSTILE, sly, "हिन्दी", "A_b", "x.", "LPT1.x", ".hidden", " ", "é" * 100, "plain name (1)"])
     assert len({name.casefold() for name in names.values()}) == len(names)
     for name in names.values():
         assert len(name.encode()) <= 80
         assert not set(name) & set('/\\<>:"|?*')
         assert name == name.strip(" .")
         assert name.upper() not in {"", "CON", "LPT1.X"}
-    assert (names["犬"], names["plain name (1)"]) == ("犬", "plain name (1)")
+    assert [names[plain] for plain in ("犬", "हिन्दी", "plain name (1)")] == ["犬", "हिन्दी", "plain name (1)"]
 
 
 def test_a_folder_per_class_lies_below_its_side_where_each_image_has_one(room):

@@ -22,6 +22,7 @@ import io
 import json
 import re
 import shutil
+import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -211,11 +212,15 @@ def folder_names(labels: Iterable[str]) -> dict[str, str]:
     `../x` -> `x-3f1c9a2e`, `CON` -> `CON-…`; no two differ by case alone.
     """
     found: dict[str, str] = {}
+    taken: set[str] = set()
     for label in labels:
-        safe = "".join(c if c.isalnum() or c in " -_.,()&'+" else "_" for c in label).strip(" ._")
+        safe = "".join(c if unicodedata.category(c)[0] in "LMN" or c in " -_.,()&'+" else "_" for c in label).strip(" ._")
         safe = safe.encode()[:SAFE].decode(errors="ignore").strip(" .")
         if safe != label or RESERVED.fullmatch(safe):
             safe = f"{safe or 'class'}-{hashlib.sha256(label.encode()).hexdigest()[:8]}"
+        while safe.casefold() in taken:  # a class that is called as another's folder
+            safe += "_"
+        taken.add(safe.casefold())
         found[label] = safe
     return found
 
