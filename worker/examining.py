@@ -34,7 +34,7 @@ def examine(data: bytes, storage: Storage, settings: Settings, min_side: int = 1
     Returns columns of a manifest row: sha256, bytes, and either ext, width, height, format, phash or reason and detail.
     `min_side`: a picture whose shorter side has fewer pixels is dropped.
     """
-    facts = {"sha256": hashlib.sha256(data).hexdigest() if data else "", "bytes": len(data)}
+    facts = fingerprint(data)
     try:
         picture = decode(data, settings.max_image_bytes)
         if min(picture.width, picture.height) < min_side:
@@ -46,6 +46,11 @@ def examine(data: bytes, storage: Storage, settings: Settings, min_side: int = 1
         storage.write(key, data, durable=False, replace=False)  # publishing the version waits for the disk, once for all
     phash = str(imagehash.phash(picture.image))
     return {**facts, "ext": picture.extension, "width": picture.width, "height": picture.height, "format": picture.format, "phash": phash}
+
+
+def fingerprint(data: bytes) -> dict[str, Any]:
+    """The columns of a manifest row that any bytes have."""
+    return {"sha256": hashlib.sha256(data).hexdigest() if data else "", "bytes": len(data)}
 
 
 def dropped(error: BadImage) -> dict[str, Any]:
