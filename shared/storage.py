@@ -15,6 +15,7 @@ version, a model version or a batch exists if and only if its info file does. Ke
     batches/<job id>/                   items/<first>-<last>.parquet, shards/<first>-<last>.parquet, review/<item id>.json,
                                         results.csv, results.parquet, info.json
     jobs/<job id>.json                  the order as it was given, and how it ended
+    scrapes/<job id>/<number>.jsonl     what a running scrape has decided so far
     rules/<rule id>/                    rule.json, last.json
 """
 

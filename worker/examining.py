@@ -42,8 +42,8 @@ def examine(data: bytes, storage: Storage, settings: Settings, min_side: int = 1
     except BadImage as error:
         return {**facts, **dropped(error)}
     key = datasets.image_key(facts["sha256"], picture.extension)
-    if not storage.exists(key):
-        storage.write(key, data, durable=False, replace=False)  # publishing the version waits for the disk, once for all
+    if not (storage.exists(key) and storage.size(key) == len(data)):  # a power cut leaves files without their end
+        storage.write(key, data, durable=False)  # publishing the version waits for the disk, once for all
     phash = str(imagehash.phash(picture.image))
     return {**facts, "ext": picture.extension, "width": picture.width, "height": picture.height, "format": picture.format, "phash": phash}
 

@@ -100,6 +100,7 @@ class Fetcher:
         """`limits`: those of single images if None. Raises DarkroomError when `fetch_allow` holds no networks."""
         self.limits = limits or Limits(settings.max_image_bytes)
         self._gate = Gate(settings)
+        self._honours = settings.honour_noai
         self._slots = asyncio.Semaphore(concurrency)
         self._hosts: dict[str, asyncio.Semaphore] = {}
         self._not_before: defaultdict[str, float] = defaultdict(float)  # by host, loop time: what a Retry-After asked for
@@ -183,7 +184,7 @@ class Fetcher:
             return response.headers["Location"]
         if response.status != 200:
             raise await self._refusal(host, response)
-        if opted_out(response.headers.getall("X-Robots-Tag", [])):
+        if self._honours and opted_out(response.headers.getall("X-Robots-Tag", [])):
             raise FetchError("opted_out", f"{host} asks that this image is not used for AI (X-Robots-Tag).")
         if (response.content_length or 0) > self.limits.max_bytes:
             raise self._too_large()
@@ -269,8 +270,9 @@ def _unwrapped(address: Address) -> Address:
 
 def _rewind(into: IO[bytes]) -> None:
     try:
-        into.seek(0)
-        into.truncate()
+        if into.tell():
+            into.seek(0)
+            into.truncate()
     except OSError as error:
         raise _Local(error) from None
 
