@@ -16,6 +16,7 @@ version, a model version or a batch exists if and only if its info file does. Ke
                                         results.csv, results.parquet, info.json
     jobs/<job id>.json                  the order as it was given, and how it ended
     rules/<rule id>/                    rule.json, last.json
+    sources/<name>.json                 how an image source did when a scrape last asked it
 """
 
 import contextlib

@@ -9,17 +9,33 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any
 
+from shared import sources as known_sources
 from shared.errors import DarkroomError
+from shared.images import BadImage
+from shared.items import ItemReader
 from shared.settings import Settings
 from shared.specs import ClassQuery, ScrapeSpec
 from shared.storage import Storage
 from worker.examining import EVERY, Collection, dropped, examine, published, too_small
 from worker.progress import Progress
-from worker.scraping import commons, openverse
+from worker.scraping import bing, brave, commons, duckduckgo, flickr, folder, google, openverse, pexels, serpapi, unsplash, urls
 from worker.scraping.fetch import Fetcher, FetchError
-from worker.scraping.sources import Hit, Query, Search, SourceFailed
+from worker.scraping.sources import Hit, Search, SourceFailed, fits, query_of
 
-SOURCES: dict[str, Search] = {"openverse": openverse.search, "commons": commons.search}
+SOURCES: dict[str, Search] = {
+    "openverse": openverse.search,
+    "commons": commons.search,
+    "flickr": flickr.search,
+    "brave": brave.search,
+    "serpapi": serpapi.search,
+    "google": google.search,
+    "pexels": pexels.search,
+    "unsplash": unsplash.search,
+    "duckduckgo": duckduckgo.search,
+    "bing": bing.search,
+    "urls": urls.search,
+    "folder": folder.search,
+}
 CLASSES_AT_ONCE = 4
 HITS_AT_ONCE = 12  # of one class
 LOOKED_AT = 5  # hits that are looked at for each image wanted, at most
@@ -35,8 +51,10 @@ class _Scrape:
     settings: Settings
     collection: Collection
     fetcher: Fetcher
+    reader: ItemReader
     threads: ThreadPoolExecutor
     failures: dict[str, str] = field(default_factory=dict)  # source -> sentence
+    asked: dict[str, str] = field(default_factory=dict)  # source -> why it failed when it was last asked, empty if it did not
     strikes: Counter[str] = field(default_factory=Counter)
     missing: int = 0  # images that finished classes lack
 
@@ -66,8 +84,11 @@ async def _gather(spec: ScrapeSpec, storage: Storage, settings: Settings, collec
     """Fill all classes; returns the sentences of the sources that failed. Raises Cancelled."""
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         async with Fetcher(settings) as fetcher:
-            run = _Scrape(spec, storage, settings, collection, fetcher, threads)
+            reader = ItemReader(storage, settings.max_image_bytes, settings)
+            run = _Scrape(spec, storage, settings, collection, fetcher, reader, threads)
             await _watched(_fill_all(run), lambda: _tell(run))
+    for name, sentence in run.asked.items():
+        known_sources.note(storage, name, sentence)
     return list(dict.fromkeys(run.failures.values()))
 
 
@@ -146,13 +167,18 @@ async def _hits(run: _Scrape, name: str, wanted: ClassQuery) -> AsyncGenerator[H
     """The hits of one source for one class; a source that fails ends them, and is left out when it fails again."""
     if run.strikes[name] >= STRIKES:
         return
-    limit = run.spec.per_class * LOOKED_AT
+    query = query_of(run.spec, wanted, run.spec.per_class * LOOKED_AT)
     try:
-        async with aclosing(SOURCES[name](run.fetcher, Query(wanted.query or wanted.name, wanted.name, limit), run.settings)) as hits:
+        async with aclosing(SOURCES[name](run.fetcher, query, run.settings)) as hits:
             async for hit in hits:
-                yield hit
+                run.asked[name] = ""
+                if why := fits(hit, query):
+                    run.collection.add(_origin(hit), {"reason": "licence", "detail": why})
+                else:
+                    yield hit
+        run.asked[name] = ""
     except SourceFailed as error:
-        run.failures[name] = str(error)
+        run.failures[name] = run.asked[name] = str(error)
         run.strikes[name] += 1
 
 
@@ -161,14 +187,26 @@ async def _take(run: _Scrape, hit: Hit) -> None:
     if run.spec.min_side > min(hit.width, hit.height) > 0:
         run.collection.add(_origin(hit), dropped(too_small(hit.width, hit.height, run.spec.min_side)))
         return
+    loop = asyncio.get_running_loop()
     try:
-        data = await run.fetcher.get(hit.image_url)
-    except FetchError as error:
+        if hit.source == "folder":
+            data = await loop.run_in_executor(run.threads, run.reader.read, hit.image_url)
+        else:
+            data = await run.fetcher.get(hit.image_url)
+    except (FetchError, BadImage) as error:
         run.collection.add(_origin(hit), {"reason": error.code, "detail": str(error)})
         return
-    loop = asyncio.get_running_loop()
     facts = await loop.run_in_executor(run.threads, examine, data, run.storage, run.settings, run.spec.min_side)
-    run.collection.add(_origin(hit), facts)
+    if run.collection.add(_origin(hit), facts) and hit.ping:
+        await _tell_source(run, hit)
+
+
+async def _tell_source(run: _Scrape, hit: Hit) -> None:
+    """Tell a source that wants to know it that an image is used; what goes wrong stands with the version."""
+    try:
+        await unsplash.told(run.fetcher, hit, run.settings)
+    except SourceFailed as error:
+        run.failures[f"{hit.source}, told"] = str(error)
 
 
 def _origin(hit: Hit) -> dict[str, Any]:
@@ -177,10 +215,12 @@ def _origin(hit: Hit) -> dict[str, Any]:
         "label": hit.label,
         "name": hit.title,
         "source": hit.source,
-        "url": hit.image_url,
+        "url": "" if hit.source == "folder" else hit.image_url,  # where a file lies on the server is nobody's business
         "page_url": hit.page_url,
         "licence": hit.licence,
         "licence_url": hit.licence_url,
         "creator": hit.creator,
+        "creator_url": hit.creator_url,
+        "attribution": hit.attribution,
         "query": hit.query,
     }
