@@ -15,7 +15,7 @@ from shared.specs import SourceName
 from shared.storage import Storage
 
 NAMED = "Licence and creator with each image."
-UNNAMED = "No licence with the images: they are marked unknown, and a licence filter is the source's own word."
+UNNAMED = "No licence with the images: they are marked unknown, and a licence filter, where there is one, is its own word."
 
 
 @dataclass(frozen=True)

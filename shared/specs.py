@@ -105,6 +105,14 @@ def check_start(value: str) -> str:
     return value
 
 
+def check_region(value: str) -> str:
+    """A country and a language, or nothing. Raises ValueError with a sentence."""
+    value = value.strip().lower()
+    if value and not re.fullmatch(r"[a-z]{2}-[a-z]{2}", value, re.ASCII):
+        raise ValueError("a region is a country and a language, two letters each, such as us-en or de-de")
+    return value
+
+
 SourceName = Literal[
     "openverse", "commons", "flickr", "brave", "serpapi", "google", "pexels", "unsplash", "duckduckgo", "bing", "urls", "folder"
 ]
@@ -114,6 +122,7 @@ ClassName = Annotated[str, AfterValidator(check_class_name)]
 ModelRef = Annotated[str, AfterValidator(check_model_ref)]
 Start = Annotated[str, AfterValidator(check_start)]
 Arch = Annotated[str, AfterValidator(known_arch)]
+Region = Annotated[str, AfterValidator(check_region)]
 Words = Annotated[str, StringConstraints(strip_whitespace=True)]
 Version = Annotated[int, Field(ge=1, le=999_999)]
 Epochs = Annotated[int, Field(ge=1, le=500)]
@@ -248,9 +257,8 @@ class ScrapeSpec(Spec):
     )
     min_side: int = Field(64, ge=1, le=4096, title="Smallest side", description="images with a shorter side are dropped, pixels")
     safe: bool = Field(True, title="Safe search", description="sources are asked to leave out what is not for everybody")
-    region: str = Field(
+    region: Region = Field(
         "",
-        pattern=r"^([a-z]{2}-[a-z]{2})?$",
         title="Region",
         description="country and language, such as us-en or de-de, for sources that tell them apart; empty: theirs",
     )
