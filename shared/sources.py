@@ -120,7 +120,7 @@ SOURCES = (
 )
 BY_NAME: dict[str, Source] = {source.name: source for source in SOURCES}
 OWN = ("urls", "folder")  # what the order itself brings along; the others are searched
-SEARCHED = tuple(source.name for source in SOURCES if source.name not in OWN)
+SEARCHED: tuple[str, ...] = tuple(source.name for source in SOURCES if source.name not in OWN)
 
 
 def note(storage: Storage, name: str, sentence: str) -> None:

@@ -26,7 +26,7 @@ from pydantic import (
 
 from shared.errors import Invalid
 
-MAX_ADDRESSES = 20_000  # of images, in the order of a scrape: the ledger keeps it
+MAX_ADDRESSES = 10_000  # of images, in the order of a scrape: the ledger keeps it
 SMALL, SIDE = 64, 32  # pixels: no epoch trains on less; networks halve an image five times
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 MODEL_REF = re.compile(r"([a-z0-9][a-z0-9_-]{0,62})(?:/(?:v)?(\d{1,6})|@([a-z0-9][a-z0-9_-]{0,62}))?")

@@ -164,6 +164,14 @@ def test_addresses_and_a_folder_of_the_order_come_before_the_searches(room, tmp_
     assert sorted(row["source"] for row in room.rows(label="dog")) == ["folder", "openverse", "openverse"]
     assert {row["licence"] for row in room.rows() if row["source"] != "openverse"} == {"unknown"}
     assert not any(str(tmp_path) in str(row) for row in room.rows())
+    assert "given.jpg" not in str(datasets.info(room.storage, "pets"))  # ten thousand of them would weigh on every page
+
+
+def test_a_search_that_offers_a_file_of_the_server_is_refused(room, tmp_path):
+    (tmp_path / "secret.jpg").write_bytes(picture("secret"))
+    room.offer("openverse", cat=[f"file://{tmp_path}/secret.jpg", "/img/1.jpg", "/img/2.jpg"], dog=2)
+    room.run(per_class=3, sources=["openverse"])
+    assert [row["reason"] for row in room.rows("dropped")] == ["blocked_address"]
 
 
 def test_unsplash_is_told_of_each_photograph_that_is_kept_and_of_no_other(room):

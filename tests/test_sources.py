@@ -395,6 +395,11 @@ def test_duckduckgo_is_read_page_by_page_with_the_token_of_its_page(server):
     assert [r.query.get("s") for r in server.seen if r.path.endswith("i.js")] == [None, "100", "200"]
 
 
+def test_what_a_source_says_in_plain_text_is_told(server):
+    server.faults["i.js"] = "plain"
+    assert 'answered 403 Forbidden. It says: "Rate Limit Exceeded".' in fails("duckduckgo", made(server))
+
+
 def test_duckduckgo_whose_page_holds_no_token_is_told(server):
     server.faults["duckduckgo"] = "no token"
     assert "holds no token" in fails("duckduckgo", made(server))

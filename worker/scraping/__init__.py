@@ -76,7 +76,8 @@ def scrape(spec: ScrapeSpec, job: str, storage: Storage, settings: Settings, pro
     failures = asyncio.run(_gather(spec, storage, settings, collection))
     if collection.parent and not collection.kept:
         raise DarkroomError(" ".join(["No new images were found for any of the classes.", *failures, "No version was made."]))
-    source = {"kind": "search", **spec.model_dump(exclude={"dataset"}), "failures": failures}
+    asked = spec.model_dump(exclude={"dataset": True, "classes": {"__all__": {"urls"}}})  # the rows hold the addresses
+    source = {"kind": "search", **asked, "failures": failures}
     return collection.publish(job, source, labels, failures)
 
 

@@ -236,7 +236,7 @@ def _detail(body: bytes) -> str:
     try:
         said = text(said_of(json.loads(body)))
     except (ValueError, RecursionError):
-        return ""
+        said = "" if b"<" in body else text(body[:200].decode("utf-8", "replace"))  # a word of plain text says something, a page does not
     return f' It says: "{said[:200]}".' if said else ""
 
 
@@ -302,7 +302,7 @@ def part(answer: Any, key: str) -> dict[str, Any]:
 
 def text(value: Any) -> str:
     """A text of an answer, with blanks made single; empty for anything that is no text."""
-    return " ".join(value.encode("utf-8", "replace").decode().split())[:2000] if isinstance(value, str) else ""
+    return " ".join(value.encode("utf-8", "replace").decode().split())[:4096] if isinstance(value, str) else ""
 
 
 def pixels(value: Any) -> int:
