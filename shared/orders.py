@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from shared import datasets, edits, models, review, weights
 from shared.errors import Conflict, Invalid, NotFound, Unavailable, Unwritable
-from shared.items import Source, check_place
+from shared.items import Source, check_folder, check_place
 from shared.items import check as check_source
 from shared.jobs import Job, JobStore, keep_record
 from shared.queue import list_of
@@ -28,6 +28,7 @@ from shared.specs import (
     LookSpec,
     Name,
     ReviewSource,
+    ScrapeSpec,
     TrainSpec,
     check,
     parse,
@@ -83,6 +84,8 @@ def settle(desk: Desk, spec: AnySpec) -> AnySpec:
         if spec.precision == "int8":
             _check_int8(models.info(storage, name, version))
         return spec.model_copy(update={"model": f"{name}/v{version}", "source": _settle_source(desk, spec.source)})
+    if isinstance(spec, ScrapeSpec) and "folder" in spec.sources:
+        return spec.model_copy(update={"folder": _settle_folder(spec.folder, desk.settings)})
     if isinstance(spec, ImportSpec):
         source = (
             _settle_edits(storage, spec.dataset, spec.source) if isinstance(spec.source, EditsSource) else _settle_source(desk, spec.source)
@@ -104,6 +107,14 @@ def settle(desk: Desk, spec: AnySpec) -> AnySpec:
         model = spec.model or check(Name, spec.dataset)
         return spec.model_copy(update={"version": info["version"], "model": model, "start": _settle_start(storage, spec)})
     return spec
+
+
+def _settle_folder(path: str, settings: Settings) -> str:
+    """The folder of a scrape, in one way of writing it. Raises Invalid."""
+    try:
+        return str(check_folder(path.strip(), settings))
+    except Invalid as error:
+        raise Invalid(str(error), field="folder") from None
 
 
 def _settle_start(storage: Storage, spec: TrainSpec) -> str:

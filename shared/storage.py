@@ -17,6 +17,7 @@ version, a model version or a batch exists if and only if its info file does. Ke
     jobs/<job id>.json                  the order as it was given, and how it ended
     scrapes/<job id>/<number>.jsonl     what a running scrape has decided so far
     rules/<rule id>/                    rule.json, last.json
+    sources/<name>.json                 how an image source did when a scrape last asked it
 """
 
 import contextlib

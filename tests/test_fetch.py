@@ -10,7 +10,7 @@ from image_server import ImageServer, picture
 
 from shared.errors import DarkroomError
 from shared.settings import Settings
-from worker.scraping.fetch import Blocked, Fetcher, FetchError, Gate, Limits, fetch_all, opted_out
+from worker.scraping.fetch import Blocked, Extra, Fetcher, FetchError, Gate, Limits, fetch_all, opted_out
 
 QUICK = Limits(max_bytes=1 << 20, seconds=1, connect=1, silence=1, retries=1, backoff=0, patience=1)
 
@@ -161,6 +161,39 @@ def test_no_cookie_and_no_credentials_are_sent_and_the_operator_is_named(server)
     assert "Cookie" not in headers
     assert "Authorization" not in headers
     assert headers["User-Agent"] == "Darkroom/0.1 (https://example.org; me@example.org)"
+
+
+def with_extra(url: str, extra: Extra) -> dict[str, str] | FetchError:
+    async def run() -> dict[str, str] | FetchError:
+        async with Fetcher(made(fetch_allow=["127.0.0.0/8", "::1/128"]), QUICK) as fetcher:
+            try:
+                return dict(json.loads(await fetcher.get(url, extra=extra)))
+            except FetchError as error:
+                return error
+
+    return asyncio.run(run())
+
+
+def test_a_key_goes_to_its_own_host_and_along_its_redirects_there(server):
+    answer = with_extra(f"{server.url}/to?/echo", Extra({"Authorization": "Bearer secret"}))
+    assert isinstance(answer, dict)
+    assert answer["Authorization"] == "Bearer secret"
+
+
+def test_a_key_is_not_sent_on_to_another_host_nor_back_from_there(server):
+    elsewhere = f"http://localhost:{server.port}"
+    for url in (f"{server.url}/to?{elsewhere}/echo", f"{server.url}/to?{elsewhere}/to?{server.url}/echo"):
+        answer = with_extra(url, Extra({"Authorization": "Bearer secret"}))
+        assert isinstance(answer, dict)
+        assert "Authorization" not in answer
+
+
+def test_a_redirect_that_carries_a_key_of_the_address_to_another_host_is_not_followed(server):
+    before = server.paths().count("/echo")
+    answer = with_extra(f"{server.url}/to?http://localhost:{server.port}/echo?key=s%65cret", Extra(secrets=("secret",)))
+    assert isinstance(answer, FetchError)
+    assert "secret" not in str(answer)
+    assert server.paths().count("/echo") == before
 
 
 def test_a_proxy_of_the_environment_is_not_used(server, monkeypatch):

@@ -7,7 +7,7 @@ from typing import Any
 from flask import Blueprint, Response, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as Redirect
 
-from shared import datasets, looks, models, rules
+from shared import datasets, looks, models, rules, sources
 from shared.errors import DarkroomError, Invalid, NotFound
 from shared.specs import LookSpec, check
 from shared.storage import versions
@@ -50,9 +50,14 @@ def create() -> Redirect | tuple[str, int]:
     way = request.form.get("way", "scrape")
     kind = "scrape" if way == "scrape" else "import"
     form = SpecForm(kind, typed=request.form)
+    if request.form.get("up"):  # a source is moved; nothing is ordered
+        return _form(SpecForm("scrape", typed=request.form), request.form.to_dict()), 200
     data = form.data()
     try:
-        data |= {"classes": class_lines(request.form.get("classes", ""))} if kind == "scrape" else {"source": _source(form, way)}
+        if kind == "scrape":
+            data |= {"classes": class_lines(request.form.get("classes", "")), "sources": form.values["sources"]}
+        else:
+            data |= {"source": _source(form, way)}
         return redirect(url_for("jobs.show", job_id=orders.submit(backend(), kind, data).id), 303)
     except DarkroomError as error:
         status = form.refuse(data, error)
@@ -76,7 +81,19 @@ def _source(form: SpecForm, way: str) -> dict[str, str]:
 
 
 def _form(form: SpecForm, typed: dict[str, str]) -> str:
-    return render_template("datasets/new.html", form=form, typed=typed, ways=WAYS, source_error=form.errors.pop("source", ""))
+    found = {entry["name"]: entry for entry in sources.standings(backend().settings, backend().storage)}
+    listed = [found[name] for name in moved(request.form.getlist("listed"), request.form.get("up", ""))]
+    wrong = form.errors.pop("source", "")
+    return render_template("datasets/new.html", form=form, typed=typed, ways=WAYS, source_error=wrong, sources=listed)
+
+
+def moved(listed: list[str], up: str) -> list[str]:
+    """All sources that are searched, in the order of a form, with the source `up` a place earlier."""
+    order = list(dict.fromkeys(name for name in [*listed, *sources.SEARCHED] if name in sources.SEARCHED))
+    if up in order[1:]:
+        at = order.index(up)
+        order[at - 1 : at + 1] = order[at], order[at - 1]
+    return order
 
 
 @blueprint.get("/datasets/<name>")

@@ -1,6 +1,6 @@
 """Looking at what is offered to a dataset: bytes become a manifest row, kept or dropped with a reason, and rows a version.
 
-Reasons are stable codes: empty, truncated, unreadable, unsupported, too_large, too_small, duplicate, no_class, removed (by a person), and those of
+Reasons are stable codes: licence (not one that was asked for), empty, truncated, unreadable, unsupported, too_large, too_small, duplicate, no_class, removed (by a person), and those of
 a fetch that failed (worker/scraping/fetch.py) or of an item that could not be read (shared/items.py).
 """
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shared import sources as known_sources
 from shared.errors import Cancelled, DarkroomError
 from shared.images import BadImage
 from shared.items import ItemReader
@@ -25,12 +26,25 @@ from shared.storage import Storage
 from worker.examiners import Examiners
 from worker.examining import EVERY, Collection, dropped, published, too_small
 from worker.progress import Progress
-from worker.scraping import commons, openverse
+from worker.scraping import bing, brave, commons, duckduckgo, flickr, folder, google, openverse, pexels, serpapi, unsplash, urls
 from worker.scraping.fetch import Fetcher, FetchError
 from worker.scraping.log import Log
-from worker.scraping.sources import Hit, Query, Search, SourceFailed
+from worker.scraping.sources import Hit, Search, SourceFailed, fits, query_of
 
-SOURCES: dict[str, Search] = {"openverse": openverse.search, "commons": commons.search}
+SOURCES: dict[str, Search] = {
+    "openverse": openverse.search,
+    "commons": commons.search,
+    "flickr": flickr.search,
+    "brave": brave.search,
+    "serpapi": serpapi.search,
+    "google": google.search,
+    "pexels": pexels.search,
+    "unsplash": unsplash.search,
+    "duckduckgo": duckduckgo.search,
+    "bing": bing.search,
+    "urls": urls.search,
+    "folder": folder.search,
+}
 CONNECTIONS = 256
 CLASSES_AT_ONCE = 8
 HITS_AT_ONCE = 64  # of one class: being fetched or examined
@@ -53,6 +67,7 @@ class _Scrape:
     reader: ItemReader
     numbers: Iterator[int] = field(default_factory=itertools.count)
     failures: dict[str, str] = field(default_factory=dict)  # source -> sentence
+    asked: dict[str, str] = field(default_factory=dict)  # source -> why it failed when it was last asked, empty if it did not
     strikes: Counter[str] = field(default_factory=Counter)
     missing: int = 0  # images that finished classes lack
     taken: set[tuple[str, str]] = field(default_factory=set)  # class and address of the hits that are decided or under way
@@ -60,10 +75,10 @@ class _Scrape:
     def __post_init__(self) -> None:
         self.taken |= {(origin["label"], origin["url"]) for origin, _ in self.log.rows}
 
-    def note(self, origin: dict[str, Any], facts: dict[str, Any]) -> None:
-        """A hit is decided: a row of the dataset, and of the log."""
-        self.collection.add(origin, facts)
+    def note(self, origin: dict[str, Any], facts: dict[str, Any]) -> bool:
+        """A hit is decided: a row of the dataset, and of the log. Whether it was kept."""
         self.log.add(origin, facts)
+        return self.collection.add(origin, facts)
 
 
 def scrape(spec: ScrapeSpec, job: str, storage: Storage, settings: Settings, progress: Progress) -> dict[str, Any]:
@@ -102,7 +117,8 @@ def _scraped(spec: ScrapeSpec, job: str, log: Log, storage: Storage, settings: S
         shutil.rmtree(folder, ignore_errors=True)
     if collection.parent and not collection.kept:
         raise DarkroomError(" ".join(["No new images were found for any of the classes.", *failures, "No version was made."]))
-    source = {"kind": "search", **spec.model_dump(exclude={"dataset"}), "failures": failures}
+    asked = spec.model_dump(exclude={"dataset": True, "classes": {"__all__": {"urls"}}})  # the rows hold the addresses
+    source = {"kind": "search", **asked, "failures": failures}
     return collection.publish(job, source, labels, failures)
 
 
@@ -115,6 +131,8 @@ async def _gather(
             reader = ItemReader(storage, settings.max_image_bytes, settings)
             run = _Scrape(spec, settings, collection, log, folder, fetcher, examiners, threads, reader)
             await _watched(_fill_all(run), lambda: _tell(run, progress))
+    for name, sentence in run.asked.items():
+        known_sources.note(storage, name, sentence)
     return list(dict.fromkeys(run.failures.values()))
 
 
@@ -176,8 +194,7 @@ async def _fill(run: _Scrape, wanted: ClassQuery) -> None:
                     if (hit.label, hit.image_url) not in run.taken:
                         run.taken.add((hit.label, hit.image_url))
                         hand.take(_take(run, hit))
-            while hand.held:
-                await hand.less()
+            await hand.empty()
             if kept[wanted.name] >= per_class:
                 break
     finally:
@@ -186,7 +203,7 @@ async def _fill(run: _Scrape, wanted: ClassQuery) -> None:
 
 
 class _Hand:
-    """Work under way; whatever one of it raises, `less` raises."""
+    """Work under way; whatever a piece of it raises, `less` and `empty` raise."""
 
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
@@ -216,6 +233,11 @@ class _Hand:
         while self._ended:
             self._ended.pop().result()
 
+    async def empty(self) -> None:
+        """Wait until all has ended."""
+        while self._tasks or self._ended:
+            await self.less()
+
     async def drop(self) -> None:
         """Stop what is under way, and wait until it has."""
         tasks = list(self._tasks)
@@ -228,13 +250,18 @@ async def _hits(run: _Scrape, name: str, wanted: ClassQuery) -> AsyncGenerator[H
     """The hits of one source for one class; a source that fails ends them, and is left out when it fails again."""
     if run.strikes[name] >= STRIKES:
         return
-    limit = run.spec.per_class * LOOKED_AT
+    query = query_of(run.spec, wanted, run.spec.per_class * LOOKED_AT)
     try:
-        async with aclosing(SOURCES[name](run.fetcher, Query(wanted.query or wanted.name, wanted.name, limit), run.settings)) as hits:
+        async with aclosing(SOURCES[name](run.fetcher, query, run.settings)) as hits:
             async for hit in hits:
-                yield hit
+                run.asked[name] = ""
+                if why := fits(hit, query):
+                    run.collection.add(_origin(hit), {"reason": "licence", "detail": why})
+                else:
+                    yield hit
+        run.asked[name] = ""
     except SourceFailed as error:
-        run.failures[name] = str(error)
+        run.failures[name] = run.asked[name] = str(error)
         run.strikes[name] += 1
 
 
@@ -243,8 +270,8 @@ async def _take(run: _Scrape, hit: Hit) -> None:
     origin = _origin(hit)
     if run.spec.min_side > min(hit.width, hit.height) > 0:
         run.note(origin, dropped(too_small(hit.width, hit.height, run.spec.min_side)))
-    else:
-        run.note(origin, run.log.found.get(hit.image_url) or await _found(run, hit.image_url))
+    elif run.note(origin, run.log.found.get(hit.image_url) or await _found(run, hit.image_url)) and hit.ping:
+        await _tell_source(run, hit)
 
 
 async def _found(run: _Scrape, url: str) -> dict[str, Any]:
@@ -258,13 +285,19 @@ async def _found(run: _Scrape, url: str) -> dict[str, Any]:
         else:
             await run.fetcher.save(url, path)
         return await loop.run_in_executor(run.threads, run.examiners.examine, picture, run.spec.min_side)
-    except FetchError as error:
+    except (FetchError, BadImage) as error:
         return {"reason": error.code, "detail": str(error)}
-    except BadImage as error:
-        return dropped(error)
     finally:
         with suppress(FileNotFoundError):
             os.unlink(path)  # noqa: PTH108 - quick, and in the loop
+
+
+async def _tell_source(run: _Scrape, hit: Hit) -> None:
+    """Tell a source that wants to know it that an image is used; what goes wrong stands with the version."""
+    try:
+        await unsplash.told(run.fetcher, hit, run.settings)
+    except SourceFailed as error:
+        run.failures[f"{hit.source}, told"] = str(error)
 
 
 def _origin(hit: Hit) -> dict[str, Any]:
@@ -273,10 +306,12 @@ def _origin(hit: Hit) -> dict[str, Any]:
         "label": hit.label,
         "name": hit.title,
         "source": hit.source,
-        "url": hit.image_url,
+        "url": "" if hit.source == "folder" else hit.image_url,  # where a file lies on the server is nobody's business
         "page_url": hit.page_url,
         "licence": hit.licence,
         "licence_url": hit.licence_url,
         "creator": hit.creator,
+        "creator_url": hit.creator_url,
+        "attribution": hit.attribution,
         "query": hit.query,
     }

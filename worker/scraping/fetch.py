@@ -3,7 +3,8 @@
 Only http and https, only public addresses (and the networks of the setting `fetch_allow`), and of those only the ports 80 and
 443. A name is resolved once, every address it has must be public, and the connection goes to exactly what was checked; a
 second check sits where the socket is made, so that no spelling of an address gets past the first. Redirects are followed by
-hand and each hop is checked anew. No cookies, no proxies of the environment, no credentials; limits on time and bytes.
+hand and each hop is checked anew. No cookies, no proxies of the environment; a key that a source wants in a header goes to the
+host it was given for and to no other, wherever that redirects. Limits on time and bytes.
 """
 
 import asyncio
@@ -12,10 +13,12 @@ import ipaddress
 import os
 import socket
 from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Self
+from urllib.parse import unquote
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -63,6 +66,15 @@ class FetchError(DarkroomError):
         self.wait = wait
 
 
+@dataclass(frozen=True)
+class Extra:
+    """What is sent besides the address, to its own host alone: headers, and the fields of a form, which make it a POST."""
+
+    headers: Mapping[str, str] = field(default_factory=dict)
+    form: Mapping[str, str] | None = None
+    secrets: tuple[str, ...] = ()  # of the address: a redirect that carries one of them to another host is not followed
+
+
 class Blocked(OSError):
     """An address or a port that must not be connected to."""
 
@@ -104,6 +116,7 @@ class Fetcher:
         self._slots = asyncio.Semaphore(concurrency)
         self._hosts: dict[str, asyncio.Semaphore] = {}
         self._not_before: defaultdict[str, float] = defaultdict(float)  # by host, loop time: what a Retry-After asked for
+        self.notes: dict[str, Any] = {}  # what sources remember while this is open: when they were asked, a token, names of licences
         contact = " ".join(settings.operator_contact.split())
         self._headers = {"User-Agent": f"Darkroom/0.1 ({contact})" if contact else "Darkroom/0.1", "Accept-Encoding": "identity"}
 
@@ -119,49 +132,58 @@ class Fetcher:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    async def get(self, url: str, patience: float | None = None) -> bytes:
+    async def get(self, url: str, patience: float | None = None, extra: Extra | None = None) -> bytes:
         """The bytes at an address. Raises FetchError. `patience`: another longest wait for a Retry-After, seconds."""
         body = io.BytesIO()
-        await self._get(url, body, self.limits.patience if patience is None else patience)
+        await self._get(url, body, self.limits.patience if patience is None else patience, extra or Extra())
         return body.getvalue()
 
     async def save(self, url: str, path: Path) -> None:
         """Write the bytes at an address to a local file, piece by piece as they come. Raises FetchError, and OSError for the file's own trouble."""
         try:
             with path.open("wb") as body:  # the page cache takes it at once
-                await self._get(url, body, self.limits.patience)
+                await self._get(url, body, self.limits.patience, Extra())
         except BaseException:
             with suppress(FileNotFoundError):
                 os.unlink(path)  # noqa: PTH108 - quick, and in the loop
             raise
 
-    async def _get(self, url: str, into: IO[bytes], patience: float) -> None:
+    async def _get(self, url: str, into: IO[bytes], patience: float, extra: Extra) -> None:
         tries = 0
         while True:
             try:
-                return await self._follow(url, into)
+                return await self._follow(url, into, extra)
             except FetchError as error:
                 tries += 1
                 if error.wait is None or error.wait > patience or tries > self.limits.retries:
                     raise
                 await asyncio.sleep(max(error.wait, self.limits.backoff * 2 ** (tries - 1)))
 
-    async def _follow(self, url: str, into: IO[bytes]) -> None:
+    async def _follow(self, url: str, into: IO[bytes], extra: Extra) -> None:
         here = _parsed(url)
         for _ in range(self.limits.redirects + 1):
-            further = await self._hop(here, into)
+            further = await self._hop(here, into, extra)
             if further is None:
                 return
-            here = _parsed(further, here)
+            there = _parsed(further, here)
+            if there.origin() != here.origin():
+                if any(secret in unquote(further) for secret in extra.secrets):
+                    raise FetchError(
+                        "blocked_address", f"{here.host} redirects to another host together with the key; that is not followed."
+                    )
+                extra = Extra(secrets=extra.secrets)
+            here = there
         raise FetchError("http_error", f"The address was redirected more than {self.limits.redirects} times.")
 
-    async def _hop(self, url: URL, into: IO[bytes]) -> str | None:
+    async def _hop(self, url: URL, into: IO[bytes], extra: Extra) -> str | None:
         """One request: the address it is redirected to, or None when the body is in `into`. Raises FetchError."""
         host = url.host or ""
+        method = "GET" if extra.form is None else "POST"
+        sent: dict[str, Any] = {"headers": extra.headers, "data": extra.form, "allow_redirects": False}
         async with self._slots_of(host):
             await self._calm(host)
             try:
-                async with self._slots, asyncio.timeout(self.limits.seconds), self._session.get(url, allow_redirects=False) as response:
+                async with self._slots, asyncio.timeout(self.limits.seconds), self._session.request(method, url, **sent) as response:
                     return await self._answer(url, response, into)
             except TimeoutError:
                 raise FetchError("timeout", f"{host} did not answer within {self.limits.seconds:g} seconds.", wait=0) from None
