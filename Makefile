@@ -4,7 +4,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 BENCH_STAMP := .venv/.installed-bench
 
-.PHONY: demo run setup test check bench bench-classify bench-scale bench-train chromium docker-check
+.PHONY: demo run setup test check bench bench-classify bench-scale bench-scrape bench-train chromium docker-check
 .DEFAULT_GOAL := run
 
 demo: setup            ## the whole job on real images, then the page until Ctrl-C
@@ -27,6 +27,7 @@ test: setup chromium   ## the whole test suite
 bench: $(BENCH_STAMP)  ## all benchmarks, one after the other: each wants the machine for itself
 	$(MAKE) --no-print-directory bench-classify
 	$(MAKE) --no-print-directory bench-scale
+	$(MAKE) --no-print-directory bench-scrape
 	$(MAKE) --no-print-directory bench-train
 
 bench-classify: $(BENCH_STAMP)  ## labelling beside fastai and Ray Data; writes docs/benchmarks.md
@@ -34,6 +35,9 @@ bench-classify: $(BENCH_STAMP)  ## labelling beside fastai and Ray Data; writes 
 
 bench-scale: $(BENCH_STAMP)     ## a batch of a million: memory, Redis, queue; writes docs/benchmarks.md
 	@$(BIN)/python -m benchmarks.scale $(BENCH)
+
+bench-scrape: setup    ## downloading beside fastai's download_images and img2dataset; writes docs/benchmarks.md
+	@$(BIN)/python -m benchmarks.scrape $(BENCH)
 
 bench-train: setup     ## training beside the recipe of the fastai course; writes docs/benchmarks.md
 	@$(BIN)/python -m benchmarks.train $(BENCH)

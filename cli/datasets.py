@@ -1,4 +1,4 @@
-"""`darkroom dataset`: import, export, scrape, list, show; edit, edits, freeze."""
+"""`darkroom dataset`: import, export, scrape, sources, list, show; edit, edits, freeze."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -90,15 +90,51 @@ def export(client: Client, name: str, version: int | None, form: str, out: Path 
 @dataset.command("scrape")
 @click.argument("name", type=NAME)
 @click.option("--class", "classes", multiple=True, required=True, metavar="NAME[=QUERY]", help="a class, and what to search for it")
+@click.option(
+    "--address", "addresses", multiple=True, metavar="NAME=ADDRESS", help="the address of an image of a class, taken before any search"
+)
 @spec_options(ScrapeSpec, leave_out=("dataset", "classes"))
 @wait_option
 @json_option
 @click.pass_obj
-def scrape(client: Client, name: str, classes: tuple[str, ...], wait: bool, as_json: bool, **fields: Any) -> None:
+def scrape(
+    client: Client, name: str, classes: tuple[str, ...], addresses: tuple[str, ...], wait: bool, as_json: bool, **fields: Any
+) -> None:
     """Make a dataset by searching for each class: --class "Taj Mahal" --class "Petra=Petra Jordan ruins"."""
-    queries = [dict(zip(("name", "query"), map(str.strip, text.split("=", 1)), strict=False)) for text in classes]
+    queries: list[dict[str, Any]] = [dict(zip(("name", "query"), map(str.strip, text.split("=", 1)), strict=False)) for text in classes]
+    for text in addresses:
+        label, equals, address = text.partition("=")
+        query = next((query for query in queries if query["name"] == label.strip()), None)
+        if not equals or query is None:
+            raise click.UsageError(f"--address {text[:100]!r} should begin with the name of a --class and an equals sign.")
+        query.setdefault("urls", []).append(address.strip())
     spec = checked("scrape", {"dataset": name, "classes": queries, **fields})
     tell(client, client.submit("datasets", name, "scrape", spec=spec), wait, as_json)
+
+
+@dataset.command("sources")
+@json_option
+@click.pass_obj
+def sources(client: Client, as_json: bool) -> None:
+    """The image sources: what each needs, and how it did when it was last asked."""
+    found = client.get("sources")["sources"]
+    if as_json:
+        show.as_json(found)
+        return
+    rows = [(s["name"], s["title"], _standing(s), s["licences"], s["terms"]) for s in found]
+    show.table(("source", "title", "state", "licence", "terms"), rows)
+
+
+def _standing(source: dict[str, Any]) -> str:
+    match source["state"]:
+        case "works":
+            return f"works, {show.ago(source['at'])}"
+        case "failed":
+            return f"failed {show.ago(source['at'])}: {source['sentence']}"
+        case "needs":
+            return f"needs {' and '.join(source['lacking'])}"
+        case _:
+            return "not asked yet"
 
 
 @dataset.command("list")

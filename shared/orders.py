@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from shared import datasets, edits, models, review, weights
 from shared.errors import Conflict, Invalid, NotFound, Unavailable, Unwritable
-from shared.items import Source, check_place
+from shared.items import Source, check_folder, check_place
 from shared.items import check as check_source
 from shared.jobs import Job, JobStore, keep_record
 from shared.queue import list_of
@@ -30,6 +30,7 @@ from shared.specs import (
     Name,
     PackSpec,
     ReviewSource,
+    ScrapeSpec,
     TrainSpec,
     check,
     parse,
@@ -85,13 +86,10 @@ def settle(desk: Desk, spec: AnySpec) -> AnySpec:
         if spec.precision == "int8":
             _check_int8(models.info(storage, name, version))
         return spec.model_copy(update={"model": f"{name}/v{version}", "source": _settle_source(desk, spec.source)})
+    if isinstance(spec, ScrapeSpec) and "folder" in spec.sources:
+        return spec.model_copy(update={"folder": _settle_folder(spec.folder, desk.settings)})
     if isinstance(spec, ImportSpec):
-        source = (
-            _settle_edits(storage, spec.dataset, spec.source) if isinstance(spec.source, EditsSource) else _settle_source(desk, spec.source)
-        )
-        if isinstance(source, ClassesSource) and source.dataset == spec.dataset:
-            _check_renaming(storage, spec, source)
-        return spec.model_copy(update={"source": source, "then": spec.then and _settle_then(storage, spec.then)})
+        return _settle_import(desk, spec)
     if isinstance(spec, ExportSpec):
         name, version = models.resolve(storage, spec.model)
         return spec.model_copy(update={"model": f"{name}/v{version}"})
@@ -108,6 +106,23 @@ def settle(desk: Desk, spec: AnySpec) -> AnySpec:
         model = spec.model or check(Name, spec.dataset)
         return spec.model_copy(update={"version": info["version"], "model": model, "start": _settle_start(storage, spec)})
     return spec
+
+
+def _settle_folder(path: str, settings: Settings) -> str:
+    """The folder of a scrape, in one way of writing it. Raises Invalid."""
+    try:
+        return str(check_folder(path.strip(), settings))
+    except Invalid as error:
+        raise Invalid(str(error), field="folder") from None
+
+
+def _settle_import(desk: Desk, spec: ImportSpec) -> ImportSpec:
+    """The order with the versions it names. Raises Invalid, NotFound or Conflict."""
+    storage, source = desk.storage, spec.source
+    source = _settle_edits(storage, spec.dataset, source) if isinstance(source, EditsSource) else _settle_source(desk, source)
+    if isinstance(source, ClassesSource) and source.dataset == spec.dataset:
+        _check_renaming(storage, spec, source)
+    return spec.model_copy(update={"source": source, "then": spec.then and _settle_then(storage, spec.then)})
 
 
 def _settle_start(storage: Storage, spec: TrainSpec) -> str:

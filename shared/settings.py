@@ -5,11 +5,16 @@ lists this table and a test keeps the two equal. TORCH_HOME is torch's own: wher
 """
 
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import Field, ValidationError
+from pydantic import Field, StringConstraints, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from shared.errors import DarkroomError
+
+Key = Annotated[
+    str, StringConstraints(strip_whitespace=True, pattern=r"^[!-~]*$")
+]  # of a service: it becomes part of a header or an address
 
 
 class Settings(BaseSettings):
@@ -45,12 +50,36 @@ class Settings(BaseSettings):
         "", description="web address or e-mail of whoever runs this installation; Wikimedia Commons requires it in the User-Agent"
     )
     openverse_url: str = Field("https://api.openverse.org/v1/images/", description="search address of Openverse")
+    openverse_client_id: Key = Field("", description="client id of a registered user of Openverse, who may ask more often; with its secret")
+    openverse_client_secret: Key = Field("", repr=False, description="client secret of that user")
     commons_url: str = Field("https://commons.wikimedia.org/w/api.php", description="API address of Wikimedia Commons")
+    flickr_url: str = Field("https://api.flickr.com/services/rest/", description="API address of Flickr")
+    flickr_key: Key = Field("", repr=False, description="API key of Flickr, without which it is not searched")
+    brave_url: str = Field("https://api.search.brave.com/res/v1/images/search", description="image search address of Brave")
+    brave_key: Key = Field("", repr=False, description="subscription token of Brave Search, without which it is not searched")
+    serpapi_url: str = Field("https://serpapi.com/search.json", description="search address of SerpApi")
+    serpapi_key: Key = Field("", repr=False, description="API key of SerpApi, without which it is not searched")
+    google_url: str = Field("https://customsearch.googleapis.com/customsearch/v1", description="address of Google's Programmable Search")
+    google_key: Key = Field(
+        "", repr=False, description="API key of Google's Programmable Search, for those who are customers already; with `google_cx`"
+    )
+    google_cx: Key = Field("", description="id of the search engine that `google_key` asks")
+    pexels_url: str = Field("https://api.pexels.com/v1/search", description="search address of Pexels")
+    pexels_key: Key = Field("", repr=False, description="API key of Pexels, without which it is not searched")
+    unsplash_url: str = Field("https://api.unsplash.com/search/photos", description="search address of Unsplash")
+    unsplash_key: Key = Field("", repr=False, description="access key of Unsplash, without which it is not searched")
+    duckduckgo: bool = Field(False, description="whether DuckDuckGo may be searched; it has no API, and names no licence")
+    duckduckgo_url: str = Field("https://duckduckgo.com/", description="address of DuckDuckGo")
+    bing_url: str = Field(
+        "", description="address of an image search that answers as Bing's v7 did; Microsoft's own was ended in August 2025"
+    )
+    bing_key: Key = Field("", repr=False, description="key that is sent to `bing_url`, if it asks for one")
     fetch_allow: list[str] = Field([], description="private networks that downloads may reach, as a JSON list of CIDRs; meant for tests")
     lease_seconds: float = Field(60, gt=0, description="a worker silent for this long has lost its unit of work")
     heartbeat_seconds: float = Field(1, gt=0, description="how often a worker renews its lease, reports progress and looks for a cancel")
     max_attempts: int = Field(3, ge=1, description="how often a unit of work is tried when workers die on it")
-    child_memory_bytes: int = Field(8 * 2**30, ge=2**28, description="memory limit of a process that decodes images for a dataset, bytes")
+    honour_noai: bool = Field(True, description="leave out images that ask not to be used for AI (X-Robots-Tag: noai or noimageai)")
+    child_memory_bytes: int = Field(4 * 2**30, ge=2**28, description="memory limit of a process that decodes images for a dataset, bytes")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     @property

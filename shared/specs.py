@@ -28,6 +28,7 @@ from pydantic import (
 
 from shared.errors import Invalid
 
+MAX_ADDRESSES = 10_000  # of images, in the order of a scrape: the ledger keeps it
 SMALL, SIDE = 64, 32  # pixels: no epoch trains on less; networks halve an image five times
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 MODEL_REF = re.compile(r"([a-z0-9][a-z0-9_-]{0,62})(?:/(?:v)?(\d{1,6})|@([a-z0-9][a-z0-9_-]{0,62}))?")
@@ -137,12 +138,26 @@ def check_start(value: str) -> str:
     return value
 
 
+def check_region(value: str) -> str:
+    """A country and a language, or nothing. Raises ValueError with a sentence."""
+    value = value.strip().lower()
+    if value and not re.fullmatch(r"[a-z]{2}-[a-z]{2}", value, re.ASCII):
+        raise ValueError("a region is a country and a language, two letters each, such as us-en or de-de")
+    return value
+
+
+SourceName = Literal[
+    "openverse", "commons", "flickr", "brave", "serpapi", "google", "pexels", "unsplash", "duckduckgo", "bing", "urls", "folder"
+]
+Licence = Literal["any", "known", "commercial", "modification", "public"]
 Name = Annotated[str, AfterValidator(check_name)]
 ClassName = Annotated[str, AfterValidator(check_class_name)]
 ModelRef = Annotated[str, AfterValidator(check_model_ref)]
 Start = Annotated[str, AfterValidator(check_start)]
 Arch = Annotated[str, AfterValidator(known_arch)]
 Renames = Annotated[dict[str, ClassName | None], BeforeValidator(check_renames)]
+Region = Annotated[str, AfterValidator(check_region)]
+Words = Annotated[str, StringConstraints(strip_whitespace=True)]
 Version = Annotated[int, Field(ge=1, le=999_999)]
 Epochs = Annotated[int, Field(ge=1, le=500)]
 JobId = Annotated[str, StringConstraints(pattern=JOB_ID)]
@@ -210,20 +225,28 @@ class EditsSource(Spec):
     model: ModelRef | None = Field(None, description="the model whose suspects gave cause; the page of the job offers to train it again")
 
 
+def check_addresses(urls: list[str]) -> list[str]:
+    """Addresses without the blanks around them, empty ones left out. Raises ValueError for anything but http and https."""
+    urls = [url.strip() for url in urls if url.strip()]
+    for url in urls:
+        if not re.match(r"https?://[^/\s]+", url, re.IGNORECASE) or len(url) > 4096:
+            raise ValueError(f"not an http or https address: {url[:80]!r}")
+    return urls
+
+
+Addresses = Annotated[list[str], AfterValidator(check_addresses)]
+
+
 class UrlsSource(Spec):
     """Addresses of images."""
 
     kind: Literal["urls"] = "urls"
-    urls: list[str] = Field(min_length=1, max_length=100_000, description="http or https addresses")
+    urls: Addresses = Field(min_length=1, max_length=100_000, description="http or https addresses")
 
     @field_validator("urls")
     @classmethod
     def check_urls(cls, urls: list[str]) -> list[str]:
-        """Strip blanks; refuse anything but http and https."""
-        urls = [url.strip() for url in urls if url.strip()]
-        for url in urls:
-            if not re.match(r"https?://[^/\s]+", url, re.IGNORECASE) or len(url) > 4096:
-                raise ValueError(f"not an http or https address: {url[:80]!r}")
+        """Blank lines alone are no list."""
         if not urls:
             raise ValueError("the list of addresses is empty")
         return urls
@@ -247,7 +270,8 @@ class ClassQuery(Spec):
     """A class and what to search for it."""
 
     name: ClassName = Field(description="name of the class")
-    query: str = Field("", max_length=200, description="words to search for; empty: the class name")
+    query: Words = Field("", max_length=200, description="words to search for; empty: the class name")
+    urls: Addresses = Field([], max_length=10_000, description="addresses of images of the class, for the source `urls`")
 
 
 class ScrapeSpec(Spec):
@@ -257,11 +281,32 @@ class ScrapeSpec(Spec):
     classes: list[ClassQuery] = Field(
         min_length=2, max_length=1000, title="Classes", description="class names, with the words to search for where they differ"
     )
+    folder: str = Field(
+        "",
+        max_length=4096,
+        title="Folder",
+        description="absolute path on the server of a folder with a folder a class, for the source `folder`",
+    )
+    sources: list[SourceName] = Field(
+        ["openverse", "commons"],
+        validate_default=True,
+        title="Sources",
+        description="where to search, in this order: the next is asked for what the one before lacks",
+    )
     per_class: int = Field(50, ge=2, le=1000, title="Images per class", description="how many images to keep of each class")
-    sources: list[Literal["openverse", "commons"]] = Field(
-        ["openverse", "commons"], min_length=1, title="Sources", description="where to search, in this order; both give licence and creator"
+    licence: Licence = Field(
+        "any",
+        title="Licence",
+        description="known: one that is named; commercial: commercial use is allowed; modification: changes are allowed; public: public domain and CC0",
     )
     min_side: int = Field(64, ge=1, le=4096, title="Smallest side", description="images with a shorter side are dropped, pixels")
+    safe: bool = Field(True, title="Safe search", description="sources are asked to leave out what is not for everybody")
+    region: Region = Field(
+        "",
+        title="Region",
+        description="country and language, such as us-en or de-de, for sources that tell them apart; empty: theirs",
+    )
+    note: str = Field("", max_length=500, title="Note", description="kept with the version")
 
     @field_validator("classes")
     @classmethod
@@ -272,7 +317,24 @@ class ScrapeSpec(Spec):
             if c.name.casefold() in seen:
                 raise ValueError(f"the class {c.name!r} is named twice (also as {seen[c.name.casefold()]!r})")
             seen[c.name.casefold()] = c.name
+        if sum(len(c.urls) for c in classes) > MAX_ADDRESSES:
+            raise ValueError(f"the classes have more than {MAX_ADDRESSES:,} addresses together")
         return classes
+
+    @field_validator("sources")
+    @classmethod
+    def check_sources(cls, names: list[SourceName], known: ValidationInfo) -> list[SourceName]:
+        """Each once; addresses and a folder are looked at first when they are given and not named."""
+        classes, folder = known.data.get("classes", []), known.data.get("folder", "")
+        given: dict[SourceName, bool] = {"urls": any(c.urls for c in classes), "folder": bool(folder.strip())}
+        if "folder" in names and not given["folder"]:
+            raise ValueError("the source `folder` needs a folder to be named")
+        if "urls" in names and not given["urls"] and "classes" in known.data:
+            raise ValueError("the source `urls` needs addresses below a class")
+        found = list(dict.fromkeys([*(name for name, there in given.items() if there and name not in names), *names]))
+        if not found:
+            raise ValueError("choose one source or more")
+        return found
 
 
 class ViewSpec(Spec):

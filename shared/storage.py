@@ -16,7 +16,9 @@ version, a model version or a batch exists if and only if its info file does. Ke
     batches/<job id>/                   items/<first>-<last>.parquet, shards/<first>-<last>.parquet, review/<item id>.json,
                                         results.csv, results.parquet, info.json
     jobs/<job id>.json                  the order as it was given, and how it ended
+    scrapes/<job id>/<number>.jsonl     what a running scrape has decided so far
     rules/<rule id>/                    rule.json, last.json
+    sources/<name>.json                 how an image source did when a scrape last asked it
     .locks/                             empty files; who has one locked is alone with what its name says
 """
 

@@ -1,6 +1,7 @@
-"""A web server on 127.0.0.1 that stands in for the world: two image searches, pictures that it draws, and every misbehaviour.
+"""A web server on 127.0.0.1 that stands in for the world: image searches, pictures that it draws, and every misbehaviour.
 
-    /openverse, /commons            the two APIs, out of `hits`: {query: [path or address of a picture]}
+    /openverse, /commons            two APIs, out of `hits`: {query: [path or address of a picture]}
+    /flickr, /brave, ...            the others, in tests/search_server.py
     /img/<name>.jpg                 a picture of its own for each name
     /copy/<n>/<name>.jpg            the same bytes under another address
     /bad/<fault>/<name>.jpg         html, truncated, empty, bomb, forbidden, gone, error, drip, large, endless, noai
@@ -9,7 +10,8 @@
     /to?<address>                   a redirect to any address
     /echo                           the headers of the request as JSON
 
-`faults["openverse"]` or `faults["commons"]` makes that API answer `forbidden`, `html`, `truncated`, `empty` or `busy`.
+`faults["openverse"]`, or that of another source, makes its API answer `unauthorised`, `forbidden`, `html`, `truncated`, `empty`,
+`busy`, `plain` (403 and a word), `list` (JSON that is no object), `odd` (an object of other types) or `away` (a redirect to another origin, query and all).
 """
 
 import asyncio
@@ -18,13 +20,21 @@ import io
 import struct
 import threading
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any, Self
 
 import numpy as np
 from aiohttp import web
 from PIL import Image
+from search_server import routes
 
+CREATOR = '<a href="//commons.wikimedia.org/wiki/User:Six">Six &amp; <b>Seven</b></a>'
+ODD = {
+    "results": [1, None, {"url": 5, "urls": [], "properties": "x"}],
+    "value": [{"contentUrl": 1}],
+    "photos": [{"src": []}, 7],
+    "items": 5,
+}
 LICENCES = ["CC BY-SA 4.0", "CC0"]
 
 
@@ -51,7 +61,9 @@ class ImageServer:
     """Runs in a thread of its own from `with ImageServer() as server` until the block ends."""
 
     def __init__(self) -> None:
-        self.hits: dict[str, dict[str, list[str]]] = {"openverse": {}, "commons": {}}
+        self.hits: defaultdict[str, dict[str, list[str]]] = defaultdict(dict)
+        self.licences = ["by-sa"]  # of the hits of Openverse, in turn
+        self.collections = ["flickr"]  # that they are of, in turn
         self.faults: dict[str, str] = {}
         self.seen: list[web.Request] = []
         self._times: Counter[str] = Counter()
@@ -73,6 +85,7 @@ class ImageServer:
         app = web.Application(middlewares=[self._noting])
         app.add_routes(
             [
+                *routes(self),
                 web.get("/openverse", self._openverse),
                 web.get("/commons", self._commons),
                 web.get("/img/{name}", self._image),
@@ -102,43 +115,63 @@ class ImageServer:
 
     # -- the two searches ---------------------------------------------------------------------------------------------
 
-    def _fault(self, api: str) -> web.Response | None:
+    def fault(self, api: str, request: web.Request) -> web.Response | None:
+        """How the API of a source misbehaves, if it is to."""
         fault = self.faults.get(api)
         if fault == "busy":
             return web.json_response({"detail": "Request was throttled."}, status=429, headers={"Retry-After": "86400"})
-        if fault == "forbidden":
-            return web.json_response({"detail": "Not for you."}, status=403)
+        if fault in {"forbidden", "unauthorised"}:
+            return web.json_response({"detail": "Not for you."}, status=403 if fault == "forbidden" else 401)
+        if fault == "plain":
+            return web.Response(status=403, text="Rate Limit Exceeded")
+        if fault in {"list", "odd"}:
+            return web.json_response([1, 2] if fault == "list" else ODD)
+        if fault == "away":
+            return web.Response(status=302, headers={"Location": f"http://localhost:{self.port}/echo?{request.query_string}"})
         body = {"html": "<!doctype html><title>Hello</title>", "truncated": '{"results": [{"url": "http', "empty": ""}.get(fault or "")
         return None if body is None else web.Response(text=body, content_type="application/json")
 
-    def _address(self, path: str) -> str:
+    def address(self, path: str) -> str:
         return path if "://" in path else self.url + path
 
     async def _openverse(self, request: web.Request) -> web.Response:
-        if fault := self._fault("openverse"):
+        if fault := self.fault("openverse", request):
             return fault
         page, size = int(request.query["page"]), int(request.query["page_size"])
         if size > 20:
             return web.json_response({"detail": "page_size may not exceed 20 for anonymous requests"}, status=401)
         if page * size > 240:
             return web.json_response({"error": "InputError", "detail": "too deep", "fields": ["page"]}, status=400)
-        hits = self.hits["openverse"].get(request.query["q"], [])
-        some = [self._openverse_result(path) for path in hits[(page - 1) * size : page * size]]
+        found = [self._openverse_result(path, n) for n, path in enumerate(self.hits["openverse"].get(request.query["q"], []))]
+        hits = [result for result in found if self._wanted(result, request.query)]
+        some = hits[(page - 1) * size : page * size]
         pages = min(-(-len(hits) // size), 12)
         return web.json_response({"result_count": len(hits), "page_count": pages, "page_size": size, "page": page, "results": some})
 
-    def _openverse_result(self, path: str) -> dict[str, Any]:
+    def _wanted(self, result: dict[str, Any], query: Any) -> bool:
+        """Whether the parameters of a query let a result through."""
+        free = {"commercial": "nc", "modification": "nd"}.get(query.get("license_type", ""), "-")
+        return (
+            result["license"] in query.get("license", result["license"]).split(",")
+            and free not in result["license"].split("-")
+            and query.get("source", result["source"]) == result["source"]
+            and result["source"] not in query.get("excluded_source", "").split(",")
+        )
+
+    def _openverse_result(self, path: str, index: int) -> dict[str, Any]:
         tiny = "tiny" in path
+        code, collection = self.licences[index % len(self.licences)], self.collections[index % len(self.collections)]
         return {
-            "id": path, "title": f"Photo {path}", "foreign_landing_url": f"{self.url}/page{path}", "url": self._address(path),
-            "creator": "Tim Sullivan", "creator_url": None, "license": "by-sa", "license_version": "2.0",
-            "license_url": "https://creativecommons.org/licenses/by-sa/2.0/", "provider": "flickr", "source": "flickr", "category": None,
+            "id": path, "title": f"Photo {path}", "foreign_landing_url": f"{self.url}/page{path}", "url": self.address(path),
+            "creator": "Tim Sullivan", "creator_url": "https://stocksnap.io/author/1", "license": code, "license_version": "2.0",
+            "license_url": f"https://creativecommons.org/licenses/{code}/2.0/", "provider": collection, "source": collection, "category": None,
+            "attribution": f'"Photo {path}" by Tim Sullivan is licensed under CC {code.upper()} 2.0.',
             "filesize": None, "filetype": None, "tags": [], "mature": False, "height": 12 if tiny else 80, "width": 16 if tiny else 96,
             "thumbnail": f"{self.url}/thumb{path}", "unstable__sensitivity": [],
         }  # fmt: skip
 
     async def _commons(self, request: web.Request) -> web.Response:
-        if fault := self._fault("commons"):
+        if fault := self.fault("commons", request):
             return fault
         words, offset, limit = request.query["gsrsearch"], int(request.query["gsroffset"]), int(request.query["gsrlimit"])
         hits = self.hits["commons"].get(words.removesuffix(" filetype:bitmap"), [])
@@ -154,10 +187,10 @@ class ImageServer:
         info = {
             "size": 1000, "width": 96, "height": 80, "mime": "image/jpeg",
             "mediatype": "OFFICE" if path.endswith(".pdf") else "BITMAP",
-            "url": f"{self._address(path)}?utm_source=commons.wikimedia.org", "descriptionurl": f"{self.url}/wiki/File:{path}",
+            "url": f"{self.address(path)}?utm_source=commons.wikimedia.org", "descriptionurl": f"{self.url}/wiki/File:{path}",
             "thumburl": f"{self.url}/thumb{path}", "thumbwidth": 330, "thumbheight": 165,
             "extmetadata": {
-                "ObjectName": {"value": path}, "Artist": {"value": '<a href="//commons.wikimedia.org/wiki/User:Six">Six &amp; <b>Seven</b></a>'},
+                "ObjectName": {"value": path}, "Artist": {"value": CREATOR},
                 "LicenseShortName": {"value": LICENCES[index % 2]},
                 "LicenseUrl": {"value": "https://creativecommons.org/licenses/by-sa/4.0"},
             },

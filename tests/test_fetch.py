@@ -10,7 +10,7 @@ from image_server import ImageServer, picture
 
 from shared.errors import DarkroomError
 from shared.settings import Settings
-from worker.scraping.fetch import Blocked, FetchError, Gate, Limits, fetch_all, opted_out
+from worker.scraping.fetch import Blocked, Extra, Fetcher, FetchError, Gate, Limits, fetch_all, opted_out
 
 QUICK = Limits(max_bytes=1 << 20, seconds=1, connect=1, silence=1, retries=1, backoff=0, patience=1)
 
@@ -163,9 +163,71 @@ def test_no_cookie_and_no_credentials_are_sent_and_the_operator_is_named(server)
     assert headers["User-Agent"] == "Darkroom/0.1 (https://example.org; me@example.org)"
 
 
+def with_extra(url: str, extra: Extra) -> dict[str, str] | FetchError:
+    async def run() -> dict[str, str] | FetchError:
+        async with Fetcher(made(fetch_allow=["127.0.0.0/8", "::1/128"]), QUICK) as fetcher:
+            try:
+                return dict(json.loads(await fetcher.get(url, extra=extra)))
+            except FetchError as error:
+                return error
+
+    return asyncio.run(run())
+
+
+def test_a_key_goes_to_its_own_host_and_along_its_redirects_there(server):
+    answer = with_extra(f"{server.url}/to?/echo", Extra({"Authorization": "Bearer secret"}))
+    assert isinstance(answer, dict)
+    assert answer["Authorization"] == "Bearer secret"
+
+
+def test_a_key_is_not_sent_on_to_another_host_nor_back_from_there(server):
+    elsewhere = f"http://localhost:{server.port}"
+    for url in (f"{server.url}/to?{elsewhere}/echo", f"{server.url}/to?{elsewhere}/to?{server.url}/echo"):
+        answer = with_extra(url, Extra({"Authorization": "Bearer secret"}))
+        assert isinstance(answer, dict)
+        assert "Authorization" not in answer
+
+
+def test_a_redirect_that_carries_a_key_of_the_address_to_another_host_is_not_followed(server):
+    before = server.paths().count("/echo")
+    answer = with_extra(f"{server.url}/to?http://localhost:{server.port}/echo?key=s%65cret", Extra(secrets=("secret",)))
+    assert isinstance(answer, FetchError)
+    assert "secret" not in str(answer)
+    assert server.paths().count("/echo") == before
+
+
 def test_a_proxy_of_the_environment_is_not_used(server, monkeypatch):
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     assert one(f"{server.url}/img/x.jpg") == picture("x.jpg")
+
+
+def test_an_opt_out_is_not_asked_about_when_the_operator_says_so(server):
+    url = f"{server.url}/bad/noai/x.jpg"
+    assert code(url) == "opted_out"
+    assert isinstance(one(url, made(honour_noai=False)), bytes)
+
+
+def test_an_answer_is_saved_as_it_comes_and_a_failed_one_leaves_no_file(server, tmp_path):
+    async def run() -> None:
+        async with Fetcher(made(), QUICK) as fetcher:
+            await fetcher.save(f"{server.url}/img/a.jpg", tmp_path / "good")
+            with pytest.raises(FetchError):
+                await fetcher.save(f"{server.url}/bad/endless/a.jpg", tmp_path / "bad")
+
+    asyncio.run(run())
+    assert [path.name for path in tmp_path.iterdir()] == ["good"]
+    assert (tmp_path / "good").read_bytes() == picture("a.jpg")
+
+
+def test_a_disk_that_is_full_is_no_trouble_of_the_connection(server, tmp_path):
+    (tmp_path / "full").symlink_to("/dev/full")
+
+    async def run() -> None:
+        async with Fetcher(made(), QUICK) as fetcher:
+            await fetcher.save(f"{server.url}/img/a.jpg", tmp_path / "full")
+
+    with pytest.raises(OSError, match="No space left"):
+        asyncio.run(run())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Searching for classes: two sources in their own wire formats, and every way in which they and the web misbehave."""
+"""Searching for classes: from the sources to a dataset, and every way in which they and the web misbehave."""
 
 import hashlib
 import threading
@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 from image_server import ImageServer, picture
+from search_server import KEY, addresses
 
-from shared import datasets
+from shared import datasets, sources
 from shared.errors import Cancelled, DarkroomError
 from shared.settings import Settings
 from shared.specs import ScrapeSpec
@@ -29,8 +30,8 @@ class Room:
 
     def set(self, **values: Any) -> None:
         values = {"operator_contact": "https://example.org", **values}
-        addresses = {"openverse_url": f"{self.server.url}/openverse", "commons_url": f"{self.server.url}/commons"}
-        self.settings = Settings(storage=str(self.folder / "store"), cache=self.folder, fetch_allow=["127.0.0.0/8"], **addresses, **values)
+        there = addresses(self.server.url)
+        self.settings = Settings(storage=str(self.folder / "store"), cache=self.folder, fetch_allow=["127.0.0.0/8"], **there, **values)
         self.storage = Storage(self.settings.storage, self.settings.cache)
 
     def offer(self, source: str, **hits: list[str] | int) -> None:
@@ -109,11 +110,12 @@ def test_what_commons_calls_no_bitmap_is_passed_over(room):
 
 
 def test_openverse_is_never_asked_deeper_than_it_answers(room):
-    room.offer("openverse", cat=["/bad/gone/x.jpg"] * 300, dog=3)
+    room.set(openverse_client_id="darkroom", openverse_client_secret=KEY)  # who may ask more often
+    room.offer("openverse", cat=[f"/bad/gone/{n}.jpg" for n in range(300)], dog=3)
     room.offer("commons", cat=3)
     room.run(per_class=50)
-    pages = [int(request.query["page"]) for request in room.server.seen if request.path == "/openverse" and request.query["q"] == "cat"]
-    assert pages == [*range(1, 13)]
+    asked = [request.query for request in room.server.seen if request.path == "/openverse" and request.query["q"] == "cat"]
+    assert max(int(query["page"]) for query in asked) == 12
 
 
 def test_the_words_to_search_for_may_differ_from_the_class_name(room):
@@ -128,6 +130,78 @@ def test_the_next_source_fills_what_the_first_lacks(room):
     room.run(per_class=5)
     assert sorted(row["source"] for row in room.rows(label="cat")) == ["commons"] * 3 + ["openverse"] * 2
     assert {row["source"] for row in room.rows(label="dog")} == {"openverse"}
+
+
+def test_a_hit_keeps_what_names_its_creator_and_what_was_searched_for(room):
+    room.offer("openverse", cat=2, wolf=2)
+    room.run(per_class=2, classes=[{"name": "cat"}, {"name": "dog", "query": "wolf"}])
+    row = room.rows(label="dog")[0]
+    assert (row["query"], row["creator_url"]) == ("wolf", "https://stocksnap.io/author/1")
+    assert row["attribution"].endswith("by Tim Sullivan is licensed under CC BY-SA 2.0.")
+
+
+def test_a_hit_whose_licence_was_not_asked_for_is_a_row_and_is_not_fetched(room):
+    room.set(flickr_key=KEY)
+    room.offer("flickr", cat=10, dog=10)
+    room.run(per_class=2, sources=["flickr"], licence="public")
+    assert {row["licence"] for row in room.rows()} == {"CC0 1.0"}
+    room.set(serpapi_key=KEY)
+    room.offer("serpapi", cat=4, dog=4)
+    room.run(per_class=2, sources=["serpapi"], licence="known", job="job2")
+    rows = datasets.rows(room.storage, "pets", 2, status="dropped")
+    assert {(row["reason"], row["detail"]) for row in rows} == {("licence", "The source names no licence of this image.")}
+    assert not {row["url"].removeprefix(room.server.url) for row in rows} & set(room.server.paths())
+
+
+def test_addresses_and_a_folder_of_the_order_come_before_the_searches(room, tmp_path):
+    for name in ("cat", "Dog"):
+        (tmp_path / "mine" / name).mkdir(parents=True)
+        (tmp_path / "mine" / name / "1.jpg").write_bytes(picture(f"mine {name}"))
+    room.offer("openverse", cat=9, dog=9)
+    classes = [{"name": "cat", "urls": [f"{room.server.url}/img/given.jpg"]}, {"name": "dog"}]
+    room.run(per_class=3, classes=classes, folder=str(tmp_path / "mine"))
+    assert sorted(row["source"] for row in room.rows(label="cat")) == ["folder", "openverse", "urls"]
+    assert sorted(row["source"] for row in room.rows(label="dog")) == ["folder", "openverse", "openverse"]
+    assert {row["licence"] for row in room.rows() if row["source"] != "openverse"} == {"unknown"}
+    assert not any(str(tmp_path) in str(row) for row in room.rows())
+    assert "given.jpg" not in str(datasets.info(room.storage, "pets"))  # ten thousand of them would weigh on every page
+
+
+def test_a_search_that_offers_a_file_of_the_server_is_refused(room, tmp_path):
+    (tmp_path / "secret.jpg").write_bytes(picture("secret"))
+    room.offer("openverse", cat=[f"file://{tmp_path}/secret.jpg", "/img/1.jpg", "/img/2.jpg"], dog=2)
+    room.run(per_class=3, sources=["openverse"])
+    assert [row["reason"] for row in room.rows("dropped")] == ["blocked_address"]
+
+
+def test_unsplash_is_told_of_each_photograph_that_is_kept_and_of_no_other(room):
+    room.set(unsplash_key=KEY)
+    room.offer("unsplash", cat=["/img/c1.jpg", "/bad/gone/c2.jpg", "/img/c3.jpg"], dog=["/img/d1.jpg", "/img/d2.jpg"])
+    room.run(per_class=2, sources=["unsplash"])
+    told = {path.removeprefix("/unsplash-used/") for path in room.server.paths() if path.startswith("/unsplash-used/")}
+    assert told == {"c1.jpg", "c3.jpg", "d1.jpg", "d2.jpg"}
+
+
+def test_no_key_is_in_what_a_scrape_leaves_behind(room):
+    keys = {f"{name}_key": KEY for name in ("flickr", "brave", "serpapi", "google", "pexels", "unsplash", "bing")}
+    room.set(**keys, google_cx="engine", openverse_client_id="darkroom", openverse_client_secret=KEY)
+    names = ["openverse", "flickr", "brave", "serpapi", "google", "pexels", "unsplash", "bing"]
+    for name in names:
+        room.server.hits[name] = {label: [f"/img/{name}-{label}.jpg?key={KEY}"] for label in ("cat", "dog")}
+    room.run(per_class=9, sources=names)
+    left = [path for path in Path(room.settings.storage).rglob("*") if path.is_file() and path.suffix in {".json", ".parquet"}]
+    assert len(left) > len(names)
+    assert len(room.rows()) == 16
+    assert not [path for path in left if KEY.encode() in path.read_bytes()]
+    assert KEY not in str(room.rows())
+    assert KEY not in str(room.told)
+
+
+def test_a_class_name_is_data_wherever_it_is_searched_for(room):
+    names = ["<img src=x onerror=alert(1)>", "../../etc/passwd", "a&b=c#d"]
+    room.server.hits["openverse"] = {name: [f"/img/{n}-{k}.jpg" for k in range(2)] for n, name in enumerate(names)}
+    room.run(per_class=2, classes=[{"name": name} for name in names], sources=["openverse"])
+    assert datasets.info(room.storage, "pets")["classes"] == dict.fromkeys(sorted(names), 2)
 
 
 # -- sources that fail ---------------------------------------------------------------------------------------------------
@@ -146,6 +220,24 @@ def test_a_source_that_fails_leaves_the_work_to_the_other_and_is_told(room, faul
 def test_when_every_source_fails_the_job_fails_with_what_each_said(room):
     room.server.faults.update(openverse="forbidden", commons="html")
     room.fails("Openverse could not be searched", "Not for you.", "Wikimedia Commons could not be searched", "web page")
+
+
+def test_how_each_source_did_is_kept_for_those_who_order_next(room):
+    room.server.faults["openverse"] = "forbidden"
+    room.offer("commons", cat=3, dog=3)
+    room.run()
+    found = {entry["name"]: entry for entry in sources.standings(room.settings, room.storage)}
+    assert (found["openverse"]["state"], found["commons"]["state"], found["urls"]["state"]) == ("failed", "works", "untried")
+    assert "answered 403" in found["openverse"]["sentence"]
+
+
+def test_how_a_source_did_is_kept_when_the_scrape_fails(room):
+    room.server.faults.update(openverse="forbidden", commons="html")
+    room.fails("Openverse could not be searched")
+    assert {name: sources.standings(room.settings, room.storage)[n]["state"] for n, name in enumerate(("openverse", "commons"))} == {
+        "openverse": "failed",
+        "commons": "failed",
+    }
 
 
 def test_a_source_that_failed_twice_is_not_asked_again(room):

@@ -15,7 +15,12 @@ from web.backend import Backend
 
 # a module a noun, each with its `blueprint`
 PAGES = ("pages", "datasets", "edits", "models", "reports", "batches", "review", "rules", "jobs", "workers", "images")
-API_PARTS = ("api_datasets", "api_models", "api_rules")  # routes of the API beside those of web/api.py, on the same blueprint
+API_PARTS = (
+    "api_datasets",
+    "api_models",
+    "api_rules",
+    "api_sources",
+)  # routes of the API beside those of web/api.py, on the same blueprint
 
 
 def create_app(settings: Settings) -> Flask:

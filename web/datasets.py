@@ -7,7 +7,7 @@ from typing import Any
 from flask import Blueprint, Response, redirect, render_template, request, url_for
 from werkzeug.wrappers import Response as Redirect
 
-from shared import datasets, looks, models, rules
+from shared import datasets, looks, models, rules, sources
 from shared.errors import DarkroomError, Invalid, NotFound
 from shared.specs import LookSpec, Name, check, rename_lines
 from shared.storage import versions
@@ -58,11 +58,13 @@ def create() -> Redirect | tuple[str, int]:
     way = request.form.get("way", "scrape")
     kind = "scrape" if way == "scrape" else "import"
     form = SpecForm(kind, typed=request.form)
+    if request.form.get("up"):  # a source is moved; nothing is ordered
+        return _form(SpecForm("scrape", typed=request.form), request.form.to_dict()), 200
     data = form.data()
     data.pop("classes", None)  # of one way they are searched for, of the others they are renamed
     try:
         if kind == "scrape":
-            data |= {"classes": class_lines(request.form.get("classes", ""))}
+            data |= {"classes": class_lines(request.form.get("classes", "")), "sources": form.values["sources"]}
         else:
             data |= {"classes": _renames()}
             data |= {"source": _source(form, way)}
@@ -113,8 +115,20 @@ def _dataset_source(ref: str, lines: list[str]) -> dict[str, Any]:
 
 
 def _form(form: SpecForm, typed: dict[str, str]) -> str:
+    found = {entry["name"]: entry for entry in sources.standings(backend().settings, backend().storage)}
+    listed = [found[name] for name in moved(request.form.getlist("listed"), request.form.get("up", ""))]
     wrong = {"source_error": form.errors.pop("source", ""), "classes_error": form.errors.get("classes", "")}
-    return render_template("datasets/new.html", form=form, typed=typed, ways=WAYS, names=datasets.names(backend().storage), **wrong)
+    names = datasets.names(backend().storage)
+    return render_template("datasets/new.html", form=form, typed=typed, ways=WAYS, names=names, sources=listed, **wrong)
+
+
+def moved(listed: list[str], up: str) -> list[str]:
+    """All sources that are searched, in the order of a form, with the source `up` a place earlier."""
+    order = list(dict.fromkeys(name for name in [*listed, *sources.SEARCHED] if name in sources.SEARCHED))
+    if up in order[1:]:
+        at = order.index(up)
+        order[at - 1 : at + 1] = order[at], order[at - 1]
+    return order
 
 
 @blueprint.get("/datasets/<name>")

@@ -108,17 +108,32 @@ def findings(kind: str, data: Any) -> dict[str, str]:
         found: dict[str, str] = {}
         for e in error.errors(include_url=False):
             where = [str(part) for part in e["loc"]]
-            line = f"Line {int(where[1]) + 1}: " if len(where) > 2 and where[1].isdigit() else ""
+            line = _entry(data, where) if len(where) > 2 and where[1].isdigit() else ""
             text = "this is needed" if e["type"] == "missing" else e["msg"].removeprefix("Value error, ")
             found.setdefault(where[0] if where else "", line + (text if line else _sentence(text, stop=True)))
         return found
     return {}
 
 
-def class_lines(text: str) -> list[dict[str, str]]:
-    """Class names, one a line, `name = words to search` where they differ; empty lines are passed over."""
-    pairs = [line.partition("=") for line in text.splitlines() if line.strip()]
-    return [{"name": name.strip(), "query": query.strip()} for name, _, query in pairs]
+def _entry(data: Any, where: list[str]) -> str:
+    """Which entry of a list is at fault: by its name, or by its number where it has none."""
+    name = str(data[where[0]][int(where[1])].get("name", ""))[:60].strip()
+    return f"{name}: " if name else f"Class {int(where[1]) + 1}: "
+
+
+def class_lines(text: str) -> list[dict[str, Any]]:
+    """Class names, one a line, `name = words to search` where they differ, and below each the addresses of its images, if any.
+
+    Empty lines are passed over.
+    """
+    found: list[dict[str, Any]] = []
+    for line in filter(None, map(str.strip, text.splitlines())):
+        if found and line.lower().startswith(("http://", "https://")):
+            found[-1].setdefault("urls", []).append(line)
+        else:
+            name, _, query = line.partition("=")
+            found.append({"name": name.strip(), "query": query.strip()})
+    return found
 
 
 def _sentence(text: str, stop: bool = False) -> str:

@@ -1,7 +1,8 @@
 """Looking at what is offered to a dataset: bytes become a manifest row, kept or dropped with a reason, and rows a version.
 
-Reasons are stable codes: empty, truncated, unreadable, unsupported, too_large, too_small, duplicate, no_class, removed (by a person), left_out (with its
-class), bad_line, bad_label and changed (of a table, worker/layouts.py), and those of a fetch that failed (worker/scraping/fetch.py) or of an item that could not be read (shared/items.py).
+Reasons are stable codes: licence (not one that was asked for), empty, truncated, unreadable, unsupported, too_large, too_small, duplicate, no_class, removed (by a person),
+left_out (with its class), bad_line, bad_label and changed (of a table, worker/layouts.py), and those of a fetch that failed (worker/scraping/fetch.py) or of an item that could not be
+read (shared/items.py).
 """
 
 import hashlib
@@ -35,7 +36,7 @@ def examine(data: bytes, storage: Storage, settings: Settings, min_side: int = 1
     Returns columns of a manifest row: sha256, bytes, and either ext, width, height, format, phash or reason and detail.
     `min_side`: a picture whose shorter side has fewer pixels is dropped.
     """
-    facts = {"sha256": hashlib.sha256(data).hexdigest() if data else "", "bytes": len(data)}
+    facts = fingerprint(data)
     try:
         picture = decode(data, settings.max_image_bytes)
         if min(picture.width, picture.height) < min_side:
@@ -43,10 +44,15 @@ def examine(data: bytes, storage: Storage, settings: Settings, min_side: int = 1
     except BadImage as error:
         return {**facts, **dropped(error)}
     key = datasets.image_key(facts["sha256"], picture.extension)
-    if not storage.exists(key):
-        storage.write(key, data, durable=False, replace=False)  # publishing the version waits for the disk, once for all
+    if not (storage.exists(key) and storage.size(key) == len(data)):  # a power cut leaves files without their end
+        storage.write(key, data, durable=False)  # publishing the version waits for the disk, once for all
     phash = str(imagehash.phash(picture.image))
     return {**facts, "ext": picture.extension, "width": picture.width, "height": picture.height, "format": picture.format, "phash": phash}
+
+
+def fingerprint(data: bytes) -> dict[str, Any]:
+    """The columns of a manifest row that any bytes have."""
+    return {"sha256": hashlib.sha256(data).hexdigest() if data else "", "bytes": len(data)}
 
 
 def dropped(error: BadImage) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """Making a dataset from images that have classes, on the server, uploaded, at addresses or in another dataset, or from what a person decided."""
 
 import asyncio
-import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -17,7 +16,8 @@ from shared.specs import ClassesSource, EditsSource, FolderSource, ImportSpec, R
 from shared.storage import Storage
 from shared.tables import MAX_TABLE
 from worker import layouts
-from worker.examining import EVERY, Collection, examine, published
+from worker.examiners import Examiners
+from worker.examining import EVERY, Collection, published
 from worker.layouts import Offer, Renaming
 from worker.progress import Progress
 from worker.scraping.fetch import Fetcher, FetchError
@@ -158,17 +158,18 @@ def _examined(
 ) -> Iterator[tuple[Offer, dict[str, Any]]]:
     """Each offer with what was found, in order, so that of equal files it is always the first that is kept. `check` raises Cancelled.
 
-    Pillow lets go of the interpreter while it decodes, so threads are enough; only a few files a thread are in memory.
+    Files are read here, and examined by processes of their own; only a few files a process are in memory.
     """
     reader = ItemReader(storage, settings.max_image_bytes, settings)
-    width = os.cpu_count() or 1
     ahead: deque[tuple[Offer, Future[dict[str, Any]]]] = deque()
-    most = max(AHEAD * width, FETCHED_AHEAD) if any(_is_address(offer) for offer in offers) else AHEAD * width
-    with _Downloads(settings) as downloads, ThreadPoolExecutor(width) as threads:
+    with _Downloads(settings) as downloads, Examiners(settings) as examiners, ThreadPoolExecutor(examiners.width) as threads:
+        most = AHEAD * examiners.width
+        if any(_is_address(offer) for offer in offers):
+            most = max(most, FETCHED_AHEAD)
         try:
             for offer in offers:
                 coming = downloads.get(offer.locator) if _is_address(offer) else None
-                ahead.append((offer, threads.submit(_look, offer, reader, storage, settings, coming)))
+                ahead.append((offer, threads.submit(_look, offer, reader, examiners, coming)))
                 if len(ahead) >= most:
                     first, future = ahead.popleft()
                     yield first, _result(future, check)
@@ -190,10 +191,10 @@ def _is_address(offer: Offer) -> bool:
     return offer.locator.startswith(("http://", "https://"))
 
 
-def _look(offer: Offer, reader: ItemReader, storage: Storage, settings: Settings, coming: Future[bytes] | None) -> dict[str, Any]:
+def _look(offer: Offer, reader: ItemReader, examiners: Examiners, coming: Future[bytes] | None) -> dict[str, Any]:
     try:
         data = coming.result() if coming else reader.read(offer.locator)
-        facts = examine(data, storage, settings)
+        facts = examiners.examine(data)
     except (BadImage, FetchError) as error:
         return {"reason": error.code, "detail": str(error)}
     if offer.sha256 and facts["sha256"] != offer.sha256 and not facts.get("reason"):

@@ -232,10 +232,24 @@ document.addEventListener("keydown", (event) => {
   if (act) { event.preventDefault(); act(); }
 });
 
+/* Sources of a scrape are asked in the order of their list. Without this script the server moves them. */
+document.addEventListener("click", (event) => {
+  const button = event.target.closest("[data-order] button[name=up]");
+  if (!button) return;
+  event.preventDefault();
+  const entry = button.closest("li");
+  const before = entry.previousElementSibling;
+  if (!before) return;
+  before.before(entry);
+  const place = [...entry.parentElement.children].indexOf(entry) + 1;
+  document.getElementById("said").textContent = `${entry.querySelector("label").textContent.trim()} is number ${place}.`;
+  (place > 1 ? button : entry.querySelector("input[type=checkbox]")).focus();
+});
+
 /* A form is sent once. */
 document.addEventListener("submit", (event) => {
   if (event.defaultPrevented || event.target.hasAttribute("hx-post")) return;
-  const button = event.target.querySelector("button[type=submit]");
+  const button = event.target.querySelector("button.primary[type=submit]") || event.target.querySelector("button[type=submit]");
   if (button) setTimeout(() => { button.disabled = true; });
 });
 window.addEventListener("pageshow", () => {

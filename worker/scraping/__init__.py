@@ -1,27 +1,53 @@
-"""Making a dataset by searching image sources for each class."""
+"""Making a dataset by searching image sources for each class.
+
+Hits come from the sources as they are asked for, and are fetched to files, examined by processes of their own (worker/examiners.py), and noted in
+a log on storage (worker/scraping/log.py): whoever goes on after a crash replays it and fetches only what is not in it.
+"""
 
 import asyncio
+import itertools
 import os
+import shutil
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from shared.errors import DarkroomError
+from shared import sources as known_sources
+from shared.errors import Cancelled, DarkroomError
+from shared.images import BadImage
+from shared.items import ItemReader
 from shared.settings import Settings
 from shared.specs import ClassQuery, ScrapeSpec
 from shared.storage import Storage
-from worker.examining import EVERY, Collection, dropped, examine, published, too_small
+from worker.examiners import Examiners
+from worker.examining import EVERY, Collection, dropped, published, too_small
 from worker.progress import Progress
-from worker.scraping import commons, openverse
+from worker.scraping import bing, brave, commons, duckduckgo, flickr, folder, google, openverse, pexels, serpapi, unsplash, urls
 from worker.scraping.fetch import Fetcher, FetchError
-from worker.scraping.sources import Hit, Query, Search, SourceFailed
+from worker.scraping.log import Log
+from worker.scraping.sources import Hit, Search, SourceFailed, fits, query_of
 
-SOURCES: dict[str, Search] = {"openverse": openverse.search, "commons": commons.search}
-CLASSES_AT_ONCE = 4
-HITS_AT_ONCE = 12  # of one class
+SOURCES: dict[str, Search] = {
+    "openverse": openverse.search,
+    "commons": commons.search,
+    "flickr": flickr.search,
+    "brave": brave.search,
+    "serpapi": serpapi.search,
+    "google": google.search,
+    "pexels": pexels.search,
+    "unsplash": unsplash.search,
+    "duckduckgo": duckduckgo.search,
+    "bing": bing.search,
+    "urls": urls.search,
+    "folder": folder.search,
+}
+CONNECTIONS = 256
+CLASSES_AT_ONCE = 8
+HITS_AT_ONCE = 64  # of one class: being fetched or examined
 LOOKED_AT = 5  # hits that are looked at for each image wanted, at most
 STRIKES = 2  # classes for which a source fails before it is left out
 
@@ -31,14 +57,28 @@ class _Scrape:
     """What the parts of a running scrape share."""
 
     spec: ScrapeSpec
-    storage: Storage
     settings: Settings
     collection: Collection
+    log: Log
+    folder: Path  # for what is fetched and not examined yet
     fetcher: Fetcher
+    examiners: Examiners
     threads: ThreadPoolExecutor
+    reader: ItemReader
+    numbers: Iterator[int] = field(default_factory=itertools.count)
     failures: dict[str, str] = field(default_factory=dict)  # source -> sentence
+    asked: dict[str, str] = field(default_factory=dict)  # source -> why it failed when it was last asked, empty if it did not
     strikes: Counter[str] = field(default_factory=Counter)
     missing: int = 0  # images that finished classes lack
+    taken: set[tuple[str, str]] = field(default_factory=set)  # class and address of the hits that are decided or under way
+
+    def __post_init__(self) -> None:
+        self.taken |= {(origin["label"], origin["url"]) for origin, _ in self.log.rows}
+
+    def note(self, origin: dict[str, Any], facts: dict[str, Any]) -> bool:
+        """A hit is decided: a row of the dataset, and of the log. Whether it was kept."""
+        self.log.add(origin, facts)
+        return self.collection.add(origin, facts)
 
 
 def scrape(spec: ScrapeSpec, job: str, storage: Storage, settings: Settings, progress: Progress) -> dict[str, Any]:
@@ -46,45 +86,73 @@ def scrape(spec: ScrapeSpec, job: str, storage: Storage, settings: Settings, pro
 
     Each class is filled from the first source, then the next, until `per_class` new images are kept. Every hit that was looked
     at is a row, kept or dropped. A scrape into an existing dataset adds to it. A source that fails is left out and the others
-    go on. Raises DarkroomError, with nothing published, that names the classes with fewer than two images and says why
-    sources failed.
+    go on. What an attempt that was killed has fetched is not fetched again. Raises DarkroomError, with nothing published, that names the classes
+    with fewer than two images and says why sources failed.
     """
     if done := published(storage, spec.dataset, job):
         return done
+    log = Log(storage, job)
+    try:
+        made = _scraped(spec, job, log, storage, settings, progress)
+    except (DarkroomError, Cancelled):  # the job is over; whatever else ends it may heal
+        log.delete()
+        raise
+    log.delete()
+    return made
+
+
+def _scraped(spec: ScrapeSpec, job: str, log: Log, storage: Storage, settings: Settings, progress: Progress) -> dict[str, Any]:
     collection = Collection(storage, spec.dataset, progress)
     labels = [c.name for c in spec.classes]
     collection.check_labels(labels)
-    collection.tell("searching", 0, len(labels) * spec.per_class, labels)
-    failures = asyncio.run(_gather(spec, storage, settings, collection))
+    for origin, facts in log.rows:
+        collection.add(origin, facts)
+    collection.tell("searching", collection.kept.total(), len(labels) * spec.per_class, labels)
+    folder = settings.cache / "scrapes" / job
+    shutil.rmtree(folder, ignore_errors=True)  # of an attempt that was killed
+    folder.mkdir(parents=True)
+    try:
+        failures = asyncio.run(_gather(spec, settings, collection, log, folder, storage, progress))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
     if collection.parent and not collection.kept:
         raise DarkroomError(" ".join(["No new images were found for any of the classes.", *failures, "No version was made."]))
-    source = {"kind": "search", **spec.model_dump(exclude={"dataset"}), "failures": failures}
+    asked = spec.model_dump(exclude={"dataset": True, "classes": {"__all__": {"urls"}}})  # the rows hold the addresses
+    source = {"kind": "search", **asked, "failures": failures}
     return collection.publish(job, source, labels, failures)
 
 
-async def _gather(spec: ScrapeSpec, storage: Storage, settings: Settings, collection: Collection) -> list[str]:
+async def _gather(
+    spec: ScrapeSpec, settings: Settings, collection: Collection, log: Log, folder: Path, storage: Storage, progress: Progress
+) -> list[str]:
     """Fill all classes; returns the sentences of the sources that failed. Raises Cancelled."""
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        async with Fetcher(settings) as fetcher:
-            run = _Scrape(spec, storage, settings, collection, fetcher, threads)
-            await _watched(_fill_all(run), lambda: _tell(run))
+    with Examiners(settings) as examiners, ThreadPoolExecutor(examiners.width) as threads:
+        async with Fetcher(settings, concurrency=CONNECTIONS) as fetcher:
+            reader = ItemReader(storage, settings.max_image_bytes, settings)
+            run = _Scrape(spec, settings, collection, log, folder, fetcher, examiners, threads, reader)
+            await _watched(_fill_all(run), lambda: _tell(run, progress))
+    for name, sentence in run.asked.items():
+        known_sources.note(storage, name, sentence)
     return list(dict.fromkeys(run.failures.values()))
 
 
-def _tell(run: _Scrape) -> None:
+async def _tell(run: _Scrape, progress: Progress) -> None:
+    """Publish the counts, and keep the log."""
     labels = [c.name for c in run.spec.classes]
     run.collection.tell("downloading", run.collection.kept.total() + run.missing, len(labels) * run.spec.per_class, labels)
+    if await asyncio.to_thread(run.log.write):
+        progress.kept()
 
 
-async def _watched(work: Awaitable[None], tell: Callable[[], None]) -> None:
+async def _watched(work: Awaitable[None], tell: Callable[[], Awaitable[None]]) -> None:
     """Await `work`, calling `tell` every now and then; whatever that raises, such as Cancelled, stops the work."""
     task = asyncio.ensure_future(work)
     try:
         while not task.done():
-            tell()
+            await tell()
             await asyncio.wait({task}, timeout=EVERY)
         task.result()
-        tell()
+        await tell()
     finally:
         task.cancel()
         await asyncio.wait({task})
@@ -114,61 +182,122 @@ async def _all_or_nothing(works: list[Awaitable[None]]) -> None:
 async def _fill(run: _Scrape, wanted: ClassQuery) -> None:
     """Fill one class: as many hits are in hand as images are still missing, so that none is fetched in vain."""
     per_class, kept = run.spec.per_class, run.collection.kept
-    pending: set[asyncio.Task[None]] = set()
+    hand = _Hand()
     try:
         for name in run.spec.sources:
             async with aclosing(_hits(run, name, wanted)) as hits:
                 async for hit in hits:
-                    while pending and len(pending) >= min(per_class - kept[wanted.name], HITS_AT_ONCE):
-                        pending = await _one_done(pending)
+                    while hand.held and hand.held >= min(per_class - kept[wanted.name], HITS_AT_ONCE):
+                        await hand.less()
                     if kept[wanted.name] >= per_class:
                         break
-                    pending.add(asyncio.create_task(_take(run, hit)))
-            while pending:
-                pending = await _one_done(pending)
+                    if (hit.label, hit.image_url) not in run.taken:
+                        run.taken.add((hit.label, hit.image_url))
+                        hand.take(_take(run, hit))
+            await hand.empty()
             if kept[wanted.name] >= per_class:
                 break
     finally:
-        for task in pending:
-            task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
+        await hand.drop()
     run.missing += max(0, per_class - kept[wanted.name])
 
 
-async def _one_done(pending: set[asyncio.Task[None]]) -> set[asyncio.Task[None]]:
-    done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-    for task in done:
-        task.result()
-    return pending
+class _Hand:
+    """Work under way; whatever a piece of it raises, `less` and `empty` raise."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._changed = asyncio.Event()
+        self._ended: list[asyncio.Task[None]] = []
+
+    @property
+    def held(self) -> int:
+        """How much of it there is."""
+        return len(self._tasks)
+
+    def take(self, work: Coroutine[Any, Any, None]) -> None:
+        """Begin one more."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._ended.append(task)
+        self._changed.set()
+
+    async def less(self) -> None:
+        """Wait until at least one more has ended."""
+        await self._changed.wait()
+        self._changed.clear()
+        while self._ended:
+            self._ended.pop().result()
+
+    async def empty(self) -> None:
+        """Wait until all has ended."""
+        while self._tasks or self._ended:
+            await self.less()
+
+    async def drop(self) -> None:
+        """Stop what is under way, and wait until it has."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _hits(run: _Scrape, name: str, wanted: ClassQuery) -> AsyncGenerator[Hit]:
     """The hits of one source for one class; a source that fails ends them, and is left out when it fails again."""
     if run.strikes[name] >= STRIKES:
         return
-    limit = run.spec.per_class * LOOKED_AT
+    query = query_of(run.spec, wanted, run.spec.per_class * LOOKED_AT)
     try:
-        async with aclosing(SOURCES[name](run.fetcher, Query(wanted.query or wanted.name, wanted.name, limit), run.settings)) as hits:
+        async with aclosing(SOURCES[name](run.fetcher, query, run.settings)) as hits:
             async for hit in hits:
-                yield hit
+                run.asked[name] = ""
+                if why := fits(hit, query):
+                    run.collection.add(_origin(hit), {"reason": "licence", "detail": why})
+                else:
+                    yield hit
+        run.asked[name] = ""
     except SourceFailed as error:
-        run.failures[name] = str(error)
+        run.failures[name] = run.asked[name] = str(error)
         run.strikes[name] += 1
 
 
 async def _take(run: _Scrape, hit: Hit) -> None:
-    """Fetch, examine and record one hit."""
+    """Fetch, examine and note one hit."""
+    origin = _origin(hit)
     if run.spec.min_side > min(hit.width, hit.height) > 0:
-        run.collection.add(_origin(hit), dropped(too_small(hit.width, hit.height, run.spec.min_side)))
-        return
-    try:
-        data = await run.fetcher.get(hit.image_url)
-    except FetchError as error:
-        run.collection.add(_origin(hit), {"reason": error.code, "detail": str(error)})
-        return
+        run.note(origin, dropped(too_small(hit.width, hit.height, run.spec.min_side)))
+    elif run.note(origin, run.log.found.get(hit.image_url) or await _found(run, hit.image_url)) and hit.ping:
+        await _tell_source(run, hit)
+
+
+async def _found(run: _Scrape, url: str) -> dict[str, Any]:
+    """What there is at an address, or at a locator of shared/items.py: columns of a manifest row."""
     loop = asyncio.get_running_loop()
-    facts = await loop.run_in_executor(run.threads, examine, data, run.storage, run.settings, run.spec.min_side)
-    run.collection.add(_origin(hit), facts)
+    path = run.folder / f"{next(run.numbers)}.part"
+    picture: bytes | Path = path
+    try:
+        if url.startswith("file:"):
+            picture = await loop.run_in_executor(run.threads, run.reader.read, url)
+        else:
+            await run.fetcher.save(url, path)
+        return await loop.run_in_executor(run.threads, run.examiners.examine, picture, run.spec.min_side)
+    except (FetchError, BadImage) as error:
+        return {"reason": error.code, "detail": str(error)}
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(path)  # noqa: PTH108 - quick, and in the loop
+
+
+async def _tell_source(run: _Scrape, hit: Hit) -> None:
+    """Tell a source that wants to know it that an image is used; what goes wrong stands with the version."""
+    try:
+        await unsplash.told(run.fetcher, hit, run.settings)
+    except SourceFailed as error:
+        run.failures[f"{hit.source}, told"] = str(error)
 
 
 def _origin(hit: Hit) -> dict[str, Any]:
@@ -177,10 +306,12 @@ def _origin(hit: Hit) -> dict[str, Any]:
         "label": hit.label,
         "name": hit.title,
         "source": hit.source,
-        "url": hit.image_url,
+        "url": "" if hit.source == "folder" else hit.image_url,  # where a file lies on the server is nobody's business
         "page_url": hit.page_url,
         "licence": hit.licence,
         "licence_url": hit.licence_url,
         "creator": hit.creator,
+        "creator_url": hit.creator_url,
+        "attribution": hit.attribution,
         "query": hit.query,
     }

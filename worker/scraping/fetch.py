@@ -3,15 +3,22 @@
 Only http and https, only public addresses (and the networks of the setting `fetch_allow`), and of those only the ports 80 and
 443. A name is resolved once, every address it has must be public, and the connection goes to exactly what was checked; a
 second check sits where the socket is made, so that no spelling of an address gets past the first. Redirects are followed by
-hand and each hop is checked anew. No cookies, no proxies of the environment, no credentials; limits on time and bytes.
+hand and each hop is checked anew. No cookies, no proxies of the environment; a key that a source wants in a header goes to the
+host it was given for and to no other, wherever that redirects. Limits on time and bytes.
 """
 
 import asyncio
+import io
 import ipaddress
+import os
 import socket
 from collections import defaultdict
-from dataclasses import dataclass
-from typing import Any, Self
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Self
+from urllib.parse import unquote
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -59,8 +66,25 @@ class FetchError(DarkroomError):
         self.wait = wait
 
 
+@dataclass(frozen=True)
+class Extra:
+    """What is sent besides the address, to its own host alone: headers, and the fields of a form, which make it a POST."""
+
+    headers: Mapping[str, str] = field(default_factory=dict)
+    form: Mapping[str, str] | None = None
+    secrets: tuple[str, ...] = ()  # of the address: a redirect that carries one of them to another host is not followed
+
+
 class Blocked(OSError):
     """An address or a port that must not be connected to."""
+
+
+class _Local(Exception):
+    """The trouble of a file here, which is not that of a connection."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 def fetch_all(
@@ -88,9 +112,11 @@ class Fetcher:
         """`limits`: those of single images if None. Raises DarkroomError when `fetch_allow` holds no networks."""
         self.limits = limits or Limits(settings.max_image_bytes)
         self._gate = Gate(settings)
+        self._honours = settings.honour_noai
         self._slots = asyncio.Semaphore(concurrency)
         self._hosts: dict[str, asyncio.Semaphore] = {}
         self._not_before: defaultdict[str, float] = defaultdict(float)  # by host, loop time: what a Retry-After asked for
+        self.notes: dict[str, Any] = {}  # what sources remember while this is open: when they were asked, a token, names of licences
         contact = " ".join(settings.operator_contact.split())
         self._headers = {"User-Agent": f"Darkroom/0.1 ({contact})" if contact else "Darkroom/0.1", "Accept-Encoding": "identity"}
 
@@ -106,36 +132,59 @@ class Fetcher:
     async def __aexit__(self, *_: object) -> None:
         await self._session.close()
 
-    async def get(self, url: str, patience: float | None = None) -> bytes:
+    async def get(self, url: str, patience: float | None = None, extra: Extra | None = None) -> bytes:
         """The bytes at an address. Raises FetchError. `patience`: another longest wait for a Retry-After, seconds."""
-        patience = self.limits.patience if patience is None else patience
+        body = io.BytesIO()
+        await self._get(url, body, self.limits.patience if patience is None else patience, extra or Extra())
+        return body.getvalue()
+
+    async def save(self, url: str, path: Path) -> None:
+        """Write the bytes at an address to a local file, piece by piece as they come. Raises FetchError, and OSError for the file's own trouble."""
+        try:
+            with path.open("wb") as body:  # the page cache takes it at once
+                await self._get(url, body, self.limits.patience, Extra())
+        except BaseException:
+            with suppress(FileNotFoundError):
+                os.unlink(path)  # noqa: PTH108 - quick, and in the loop
+            raise
+
+    async def _get(self, url: str, into: IO[bytes], patience: float, extra: Extra) -> None:
         tries = 0
         while True:
             try:
-                return await self._follow(url)
+                return await self._follow(url, into, extra)
             except FetchError as error:
                 tries += 1
                 if error.wait is None or error.wait > patience or tries > self.limits.retries:
                     raise
                 await asyncio.sleep(max(error.wait, self.limits.backoff * 2 ** (tries - 1)))
 
-    async def _follow(self, url: str) -> bytes:
+    async def _follow(self, url: str, into: IO[bytes], extra: Extra) -> None:
         here = _parsed(url)
         for _ in range(self.limits.redirects + 1):
-            answer = await self._hop(here)
-            if isinstance(answer, bytes):
-                return answer
-            here = _parsed(answer, here)
+            further = await self._hop(here, into, extra)
+            if further is None:
+                return
+            there = _parsed(further, here)
+            if there.origin() != here.origin():
+                if any(secret in unquote(further) for secret in extra.secrets):
+                    raise FetchError(
+                        "blocked_address", f"{here.host} redirects to another host together with the key; that is not followed."
+                    )
+                extra = Extra(secrets=extra.secrets)
+            here = there
         raise FetchError("http_error", f"The address was redirected more than {self.limits.redirects} times.")
 
-    async def _hop(self, url: URL) -> bytes | str:
-        """One request: the body, or the address it is redirected to. Raises FetchError."""
+    async def _hop(self, url: URL, into: IO[bytes], extra: Extra) -> str | None:
+        """One request: the address it is redirected to, or None when the body is in `into`. Raises FetchError."""
         host = url.host or ""
+        method = "GET" if extra.form is None else "POST"
+        sent: dict[str, Any] = {"headers": extra.headers, "data": extra.form, "allow_redirects": False}
         async with self._slots_of(host):
             await self._calm(host)
             try:
-                async with self._slots, asyncio.timeout(self.limits.seconds), self._session.get(url, allow_redirects=False) as response:
-                    return await self._answer(url, response)
+                async with self._slots, asyncio.timeout(self.limits.seconds), self._session.request(method, url, **sent) as response:
+                    return await self._answer(url, response, into)
             except TimeoutError:
                 raise FetchError("timeout", f"{host} did not answer within {self.limits.seconds:g} seconds.", wait=0) from None
             except aiohttp.ClientSSLError:
@@ -146,25 +195,29 @@ class Fetcher:
                 raise FetchError("unreachable", f"{host} cannot be reached: {error.os_error}.") from None
             except aiohttp.InvalidURL:
                 raise FetchError("blocked_address", f"The address of {host} is not written as an address usually is.") from None
+            except _Local as trouble:
+                raise trouble.error from None
             except (aiohttp.ClientError, OSError) as error:
                 raise FetchError("unreachable", f"The connection to {host} broke off: {str(error) or type(error).__name__}.") from None
 
-    async def _answer(self, url: URL, response: aiohttp.ClientResponse) -> bytes | str:
+    async def _answer(self, url: URL, response: aiohttp.ClientResponse, into: IO[bytes]) -> str | None:
         host = url.host or ""
         if response.status in REDIRECTS and "Location" in response.headers:
             return response.headers["Location"]
         if response.status != 200:
             raise await self._refusal(host, response)
-        if opted_out(response.headers.getall("X-Robots-Tag", [])):
+        if self._honours and opted_out(response.headers.getall("X-Robots-Tag", [])):
             raise FetchError("opted_out", f"{host} asks that this image is not used for AI (X-Robots-Tag).")
         if (response.content_length or 0) > self.limits.max_bytes:
             raise self._too_large()
-        body = bytearray()
-        async for chunk in response.content.iter_chunked(CHUNK):
-            body += chunk
-            if len(body) > self.limits.max_bytes:
+        size = 0
+        _rewind(into)  # what a try that broke off has left
+        async for chunk in response.content.iter_any():
+            size += len(chunk)
+            if size > self.limits.max_bytes:
                 raise self._too_large()
-        return bytes(body)
+            _write(into, chunk)
+        return None
 
     def _too_large(self) -> FetchError:
         return FetchError("too_large", f"The answer has more than {self.limits.max_bytes:,} bytes.")
@@ -235,6 +288,22 @@ def _unwrapped(address: Address) -> Address:
     if address in NAT64:
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return address.ipv4_mapped or address.sixtofour or address
+
+
+def _rewind(into: IO[bytes]) -> None:
+    try:
+        if into.tell():
+            into.seek(0)
+            into.truncate()
+    except OSError as error:
+        raise _Local(error) from None
+
+
+def _write(into: IO[bytes], chunk: bytes) -> None:
+    try:
+        into.write(chunk)
+    except OSError as error:
+        raise _Local(error) from None
 
 
 def _parsed(url: str, base: URL | None = None) -> URL:
