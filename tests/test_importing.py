@@ -549,6 +549,23 @@ def test_addresses_of_a_csv_are_fetched_with_the_limits_of_every_download(tmp_pa
     assert (row["url"], row["label"], row["split"]) == (f"{server.url}/img/cat-0.jpg", "cat", "valid")
 
 
+def test_addresses_and_paths_may_stand_in_one_column(tmp_path, server):
+    room = Room(tmp_path, fetch_allow=["127.0.0.0/8"])
+    told(
+        room,
+        "labels.csv",
+        "\n".join(["path,label", *(f"{server.url}/img/{n}.jpg,x" for n in (1, 2)), "images/a.jpg,y", "images/b.jpg,y"]),
+        *FOUR[:2],
+    )
+    room.run()
+    assert [(row["label"], row["url"]) for row in room.rows()] == [
+        ("x", f"{server.url}/img/1.jpg"),
+        ("x", f"{server.url}/img/2.jpg"),
+        ("y", ""),
+        ("y", ""),
+    ]
+
+
 def test_without_the_setting_no_address_of_this_machine_is_fetched(room, server):
     room.put_zip({"labels.csv": f"url,label\n{server.url}/img/a.jpg,cat\n".encode()})
     refused(room, "No usable images", "1 blocked_address", source={"kind": "upload", "id": UPLOAD})

@@ -185,6 +185,8 @@ def test_lines_that_lie_are_rows_with_a_reason_and_the_others_stay(room):
         {"file": "/etc/passwd", "label": "cat"},
         {"file": "C:\\Windows\\x.jpg", "label": "cat"},
         {"file": "images/none.jpg", "label": "cat"},
+        {"file": "http://127.0.0.1:1/x.jpg", "label": "cat"},
+        {"url": "http://127.0.0.1:1/x.jpg", "label": "cat"},
         {**lines[0], "label": "cat\u202e"},
         {**lines[0], "split": "../x"},
         {**lines[0], "label": {"a": 1}},
@@ -192,7 +194,7 @@ def test_lines_that_lie_are_rows_with_a_reason_and_the_others_stay(room):
     ]
     text = "\n".join(json.dumps(line) for line in [*lies, *lines[2:]])
     back = room.take_in(room.changed("csv", "darkroom.jsonl", text.encode()))
-    assert (back["images"], back["dropped"]) == (8, {"forbidden": 3, "bad_line": 2, "not_found": 1, "bad_label": 1})
+    assert (back["images"], back["dropped"]) == (8, {"forbidden": 3, "bad_line": 3, "not_found": 2, "bad_label": 1})
     row = datasets.rows(room.storage, "back", 1)[0]
     assert (row["page_url"], row["licence_url"], row["creator"]) == ("", "", "AB C")
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from shared.errors import Invalid
 from shared.specs import check_class_name
-from shared.tables import CLASSES, DESCRIBED, EXPORTED, LABELS, SPLITS, Line, lines, table_name, tells
+from shared.tables import ADDRESS, CLASSES, DESCRIBED, EXPORTED, LABELS, SPLITS, Line, lines, table_name, tells
 
 Parts = tuple[str, ...]
 Files = list[tuple[str, str]]  # path below the root, locator
@@ -178,15 +178,18 @@ class _Told:
         said, name = line.said, line.said.get("file") or ""
         if line.wrong:
             return _refused(here, "bad_line", line.wrong)
+        exported = _base(table).lower() == EXPORTED
+        url = name if ADDRESS.fullmatch(name) else said.get("url", "") if not name else ""
+        if url and not exported:
+            return self._known(url, url, {**said, "url": url})
         if not name:
-            url = said.get("url") or ""
-            return self._known(url, url, said) if url else _refused(here, "bad_line", "It names no image.")
+            return _refused(here, "bad_line", "It names no image.")
         path = _below(_parents(table), name)
         if path is None:
             return _refused(here, "forbidden", f"The path {name[:200]!r} leads out of the folder of the table.")
         if _normal(path) not in self._there:
             return _refused(path, "not_found", f"There is no such file, though line {line.number} of {_base(table)} names it.")
-        if _base(table).lower() != EXPORTED and not said.get("split"):
+        if not exported and not said.get("split"):
             said = {**said, "split": self._side(path)}
         if _base(table).lower() in DESCRIBED and not said.get("label"):
             said = {**said, "label": self._folder_label(path)}
