@@ -150,6 +150,49 @@ def test_from_a_zip_to_labels_and_to_a_retrain(page, zipped, digits):
     wide_enough(page)
 
 
+def test_a_dataset_goes_out_and_comes_back_as_the_same_with_its_classes_renamed(page, zipped, tmp_path):
+    def imported(name, way, **fields):
+        page.goto("/datasets/new")
+        page.get_by_label(way).check()
+        files = fields.pop("zip", None)
+        fill(page, dataset=name, **fields)
+        if files:
+            page.set_input_files("[name=zip]", str(files))
+        wide_enough(page)
+        page.get_by_role("button", name="Make the dataset", exact=True).last.click()
+        ends(page, "done")
+        page.goto(f"/datasets/{name}")
+
+    def hash_of_version():
+        return page.locator("dt:text-is('Hash') + dd").inner_text()
+
+    imported("there", "A zip, tar or CSV", zip=zipped, renames="digit 0 = zero\ndigit 1 = zero")
+    expect(page.get_by_text("digit 0 to zero, digit 1 to zero")).to_be_visible()
+    made = hash_of_version()
+
+    # out, as a Hugging Face image folder
+    page.select_option("#exports [name=format]", "huggingface")
+    page.get_by_role("button", name="Export").click()
+    ends(page, "done")
+    page.goto("/datasets/there")
+    wide_enough(page)
+    with page.expect_download() as download:
+        page.get_by_role("link", name="there-v1-huggingface.zip").click()
+    download.value.save_as(tmp_path / "back.zip")
+
+    # and in again
+    imported("back", "A zip, tar or CSV", zip=tmp_path / "back.zip")
+    assert hash_of_version() == made
+
+    # another dataset, without a class
+    page.goto("/datasets/new?way=dataset")
+    expect(page.locator("[name=renames]")).to_be_visible()
+    expect(page.locator("[name=zip]")).to_be_hidden()
+    imported("part", "Another dataset", **{"from": "there/v1", "only": "zero\ndigit 2"})
+    expect(page.get_by_text("there v1")).to_be_visible()
+    assert hash_of_version() != made
+
+
 def test_a_bad_zip_is_told_at_the_form_and_nothing_is_lost(page, tmp_path):
     bad = tmp_path / "bad.zip"
     bad.write_text("I am no zip")
