@@ -32,7 +32,7 @@ MODEL_REF = re.compile(r"([a-z0-9][a-z0-9_-]{0,62})(?:/(?:v)?(\d{1,6})|@([a-z0-9
 UPLOAD_ID = r"^[0-9a-z]{10,40}$"
 JOB_ID = r"^[0-9a-v]{20}$"
 HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Unicode categories: control, bidirectional, invisible, half of a pair, ends of lines
-SOURCES = ("folder", "upload", "urls", "list", "dataset", "failed", "review", "edits")
+SOURCES = ("folder", "upload", "urls", "list", "dataset", "failed", "review", "edits", "restore")
 # torchvision's, which are offered first; any other name is timm's
 ARCHITECTURES = (
     "resnet18", "resnet34", "resnet50", "squeezenet1_0", "squeezenet1_1", "mobilenet_v3_small", "mobilenet_v3_large",
@@ -104,6 +104,23 @@ def check_start(value: str) -> str:
     return value
 
 
+def check_note(value: str) -> str:
+    """A text that people leave, one line or several, stripped. Raises ValueError for control, bidirectional or invisible characters."""
+    value = unicodedata.normalize("NFC", value).strip()
+    lines = value.replace("\r\n", "\n").split("\n")
+    if any(unicodedata.category(c) in HIDDEN for line in lines for c in line):
+        raise ValueError("a note cannot hold control, bidirectional or invisible characters")
+    return "\n".join(lines)
+
+
+def check_author(value: str) -> str:
+    """Who did something, one line, stripped. Raises ValueError for control, bidirectional or invisible characters."""
+    value = unicodedata.normalize("NFC", value).strip()
+    if any(unicodedata.category(c) in HIDDEN for c in value):
+        raise ValueError("a name cannot hold control, bidirectional or invisible characters")
+    return value
+
+
 Name = Annotated[str, AfterValidator(check_name)]
 ClassName = Annotated[str, AfterValidator(check_class_name)]
 ModelRef = Annotated[str, AfterValidator(check_model_ref)]
@@ -170,6 +187,13 @@ class EditsSource(Spec):
     model: ModelRef | None = Field(None, description="the model whose suspects gave cause; the page of the job offers to train it again")
 
 
+class RestoreSource(Spec):
+    """The dataset itself, with the images and labels that an earlier version had."""
+
+    kind: Literal["restore"] = "restore"
+    version: int = Field(ge=1, le=999_999, description="the version whose images and labels are to be there again")
+
+
 class UrlsSource(Spec):
     """Addresses of images."""
 
@@ -190,13 +214,20 @@ class UrlsSource(Spec):
 
 
 class ImportSpec(Spec):
-    """Make a dataset from a folder per class, or its next version from what was decided about it."""
+    """Make a dataset from a folder per class, or its next version from what was decided about it or from one of its earlier versions."""
 
     dataset: Name = Field(title="Name", description="name of the dataset; an existing one gets a new version")
-    source: Annotated[FolderSource | UploadSource | ReviewSource | EditsSource, Field(discriminator="kind")]
+    source: Annotated[FolderSource | UploadSource | ReviewSource | EditsSource | RestoreSource, Field(discriminator="kind")]
     then: ModelRef | None = Field(
         None, title="Then retrain", description="model that is retrained on the version once it is there, with the spec that made it"
     )
+    note: str = Field("", max_length=500, title="Note", description="kept with the version")
+    author: str = Field(
+        "", max_length=100, title="Author", description="who makes the version; there are no accounts, so it is what was given"
+    )
+
+    _note = field_validator("note")(check_note)
+    _author = field_validator("author")(check_author)
 
 
 class ClassQuery(Spec):
@@ -218,6 +249,13 @@ class ScrapeSpec(Spec):
         ["openverse", "commons"], min_length=1, title="Sources", description="where to search, in this order; both give licence and creator"
     )
     min_side: int = Field(64, ge=1, le=4096, title="Smallest side", description="images with a shorter side are dropped, pixels")
+    note: str = Field("", max_length=500, title="Note", description="kept with the version")
+    author: str = Field(
+        "", max_length=100, title="Author", description="who makes the version; there are no accounts, so it is what was given"
+    )
+
+    _note = field_validator("note")(check_note)
+    _author = field_validator("author")(check_author)
 
     @field_validator("classes")
     @classmethod

@@ -58,8 +58,8 @@ def scrape(spec: ScrapeSpec, job: str, storage: Storage, settings: Settings, pro
     failures = asyncio.run(_gather(spec, storage, settings, collection))
     if collection.parent and not collection.kept:
         raise DarkroomError(" ".join(["No new images were found for any of the classes.", *failures, "No version was made."]))
-    source = {"kind": "search", **spec.model_dump(exclude={"dataset"}), "failures": failures}
-    return collection.publish(job, source, labels, failures)
+    source = {"kind": "search", **spec.model_dump(exclude={"dataset", "note", "author"}), "failures": failures}
+    return collection.publish(job, source, labels, failures, note=spec.note, author=spec.author)
 
 
 async def _gather(spec: ScrapeSpec, storage: Storage, settings: Settings, collection: Collection) -> list[str]:
