@@ -125,3 +125,28 @@ def position(found: dict[str, Any]) -> str:
     """`1,024/10,000`, or nothing."""
     done, total = measure(found)
     return f"{done:,}/{total:,}" if total else ""
+
+
+def garbage(heaps: list[dict[str, Any]], freed: dict[str, dict[str, int]], as_json_: bool) -> None:
+    """What `darkroom gc` found, and what it freed: nothing if it only looked."""
+    if as_json_:
+        as_json({"found": heaps, "freed": freed})
+        return
+    some = [heap for heap in heaps if heap["files"] or heap["younger"]]
+    rows = [(h["kind"], f"{h['files']:,}", size(h["bytes"]), f"{h['younger']:,}", h["what"]) for h in some]
+    if rows:
+        table(("kind", "files", "size", "too young", "what"), rows, ("files", "size", "too young"))
+    for heap in some:
+        for key in heap["examples"]:
+            click.echo(f"  {clean(key)}")
+        if heap["waits"]:
+            click.echo(heap["waits"])
+    total = sum(heap["bytes"] for heap in heaps)
+    if freed:
+        click.echo(
+            f"{sum(f['files'] for f in freed.values()):,} files were deleted, {size(sum(f['bytes'] for f in freed.values()))} are free."
+        )
+    elif total:
+        click.echo(f"Nothing was deleted. `darkroom gc --delete` frees {size(total)}.")
+    else:
+        click.echo("There is nothing to free.")
