@@ -145,8 +145,8 @@ def removed(storage: Storage, name: str) -> set[str]:
     """
     try:
         check(Name, name)
-        standing = {edit.id for _, entries in _line(storage, name, through_restores=True) for edit in entries}
-        return {sha256 for sha256, edit in decided(storage, name).items() if edit.action == "remove" and edit.id in standing}
+        in_force = {edit.id for _, entries in _line(storage, name, through_restores=True) for edit in entries}
+        return {sha256 for sha256, edit in decided(storage, name).items() if edit.action == "remove" and edit.id in in_force}
     except NotFound:
         return set()
 

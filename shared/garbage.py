@@ -36,9 +36,9 @@ WHAT = {
     "images": "images that no version, batch or decision has",
     "thumbs": "thumbnails of images that are gone",
     "uploads": "uploads whose jobs have ended, or that no job asked for",
-    "exports": "exports of datasets",
+    "exports": "exports of dataset versions; they are made again when asked for",
     "checkpoints": "last epochs of trainings that are done; they cannot be given more epochs then",
-    "looks": "pictures of datasets as the network sees them; they are made again when asked for",
+    "looks": "pictures of dataset versions as the network sees them; they are made again when asked for",
     "versions": "what was left of deleted versions, and of versions that were never finished",
     "unfinished": "files of writers that were killed",
 }
@@ -110,9 +110,10 @@ def _find(store: JobStore, storage: Storage, older_than: float) -> list[Heap]:
     wanted, shown = _wanted(storage, there, condemned)
     _sort_images(there, wanted, shown, heaps)
     _sort_uploads(storage, there["uploads"], jobs, heaps["uploads"])
-    _sort_jobs_files(there, jobs, heaps)
-    for file in there["looks"]:
-        heaps["looks"].add(file)
+    _sort_checkpoints(there["checkpoints"], jobs, heaps["checkpoints"])
+    for kind in ("exports", "looks"):
+        for file in there[kind]:
+            heaps[kind].add(file)
     if not storage.is_local and _brought(jobs.values(), now):
         heaps["images"].waits = "A bucket's images are freed only while no import, scrape or batch is under way."
     return list(heaps.values())
@@ -188,7 +189,8 @@ def _wanted(storage: Storage, there: There, condemned: set[str]) -> tuple[set[st
             with storage.open(file.key) as f:
                 _add(wanted, pq.read_table(f, columns=["sha256"])["sha256"])
         elif "/edits/" in file.key and file.name.endswith(".json"):
-            wanted.add(storage.read_json(file.key)["sha256"])
+            entry = storage.read_json(file.key)
+            wanted.update(each["sha256"] for each in entry.get("edits", [entry]))  # of one image, or of many
     shown: set[str] = set()
     for batch in sorted({file.key.split("/")[1] for file in there["batches"]}):
         for column in _rows_of(storage, batch):
@@ -252,8 +254,9 @@ def _sort_uploads(storage: Storage, files: list[File], jobs: dict[str, Job], hea
     asked: dict[str, list[Job]] = {}
     for job in jobs.values():
         source = job.spec.get("source")
-        for upload in {job.spec.get("upload"), source.get("id") if isinstance(source, dict) else None} - {None}:
-            asked.setdefault(upload, []).append(job)
+        named = (job.spec.get("upload"), source.get("id") if isinstance(source, dict) else None)
+        for upload in filter(None, named):
+            asked.setdefault(str(upload), []).append(job)
     blobs, staying = [], set()
     for file in files:
         if file.key.startswith("uploads/blobs/"):
@@ -267,9 +270,9 @@ def _sort_uploads(storage: Storage, files: list[File], jobs: dict[str, Job], hea
             staying.add(upload)
             if since < float("inf"):
                 heap.young.append(file)
-    named = _blobs_of(storage, staying)
+    in_use = _blobs_of(storage, staying)
     for file in blobs:
-        if file.name not in named:
+        if file.name not in in_use:
             heap.add(file)
 
 
@@ -291,12 +294,11 @@ def _blobs_of(storage: Storage, uploads: set[str]) -> set[str]:
     return named
 
 
-def _sort_jobs_files(there: There, jobs: dict[str, Job], heaps: dict[str, Heap]) -> None:
-    """Checkpoints of trainings that are done, and exports whose jobs ended. A failed or cancelled training can be resumed from its own."""
+def _sort_checkpoints(files: list[File], jobs: dict[str, Job], heap: Heap) -> None:
+    """Checkpoints of trainings that are done. One that failed or was cancelled can be resumed from its own."""
     continued = {job.spec.get("continues") for job in jobs.values() if not job.state.terminal}
-    for kind in ("checkpoints", "exports"):
-        for file in there[kind]:
-            job = jobs.get(file.key.split("/")[1].partition(".")[0])
-            over = job is None or (job.state.terminal if kind == "exports" else job.state is State.DONE)
-            if over and (job is None or job.id not in continued):
-                heaps[kind].add(File(file.key, file.size, max(file.at, (job and job.ended) or 0.0)))
+    for file in files:
+        name = file.key.split("/")[1]
+        job = jobs.get(name)
+        if name not in continued and (job is None or job.state is State.DONE):
+            heap.add(File(file.key, file.size, max(file.at, (job and job.ended) or 0.0)))

@@ -131,8 +131,13 @@ def test_the_image_of_a_dropped_row_stays(room):
 def test_the_image_of_a_decision_stays(room):
     key = stored(room.storage, days=2)
     entry = edits.Edit(new_id(), 1.0, sha_of(key), "jpg", "remove", None, "cat", "", 1)
-    room.storage.write_json(f"datasets/{NAME}/edits/{entry.id}.json", edits.as_json([entry])[0])
+    where, said = f"datasets/{NAME}/edits/{entry.id}.json", edits.as_json([entry])[0]
+    room.storage.write_json(where, said)
     assert found(room) == {}
+    room.storage.write_json(where, {"id": entry.id, "at": 1.0, "version": 1, "edits": [said]})  # an entry about many
+    assert found(room) == {}
+    room.storage.delete(where)
+    assert found(room) == {"images": [key]}
 
 
 def make_batch(room, rows=(), items=(), over=False):
@@ -423,15 +428,15 @@ def test_checkpoints_of_trainings_that_are_done_go_and_those_to_resume_stay(room
     assert found(room) == {"checkpoints": [f"checkpoints/{jobs[State.DONE]}/last.safetensors"]}
 
 
-def test_exports_go_when_their_jobs_have_ended(room):
-    job = begin(room, "export")
-    for key in (f"exports/{job}/pets.zip", f"exports/{new_id()}.zip"):
-        room.storage.write(key, b"zip")
+def test_exports_go_after_the_grace_and_not_while_one_is_made(room):
+    key = "exports/pets/v0001/coco.zip"
+    room.storage.write(key, b"zip")
+    assert found(room) == {}
     age(room.storage)
-    (key,) = found(room)["exports"]
-    assert job not in key
-    room.store.redis.hset(f"darkroom:job:{job}", mapping={"state": "done", "ended": 1})
-    assert len(found(room)["exports"]) == 2
+    assert found(room) == {"exports": [key]}
+    job = begin(room, "pack")
+    room.store.redis.hset(f"darkroom:job:{job}", "created", int((time.time() - 5 * DAY) * 1000))
+    assert found(room) == {}
 
 
 def test_looks_go_after_the_grace(room):
