@@ -136,9 +136,9 @@ def garbage(heaps: list[dict[str, Any]], freed: dict[str, dict[str, int]], as_js
     rows = [(h["kind"], f"{h['files']:,}", size(h["bytes"]), f"{h['younger']:,}", h["what"]) for h in some]
     if rows:
         table(("kind", "files", "size", "too young", "what"), rows, ("files", "size", "too young"))
-    for heap in some:
-        for key in heap["examples"]:
-            click.echo(f"  {clean(key)}")
+    for heap in (heap for heap in some if heap["examples"]):
+        more = f" and {heap['files'] - len(heap['examples']):,} more" if heap["files"] > len(heap["examples"]) else ""
+        click.echo(f"{heap['kind']}: {', '.join(map(clean, heap['examples']))}{more}")
         if heap["waits"]:
             click.echo(heap["waits"])
     total = sum(heap["bytes"] for heap in heaps)

@@ -89,7 +89,7 @@ def check(source: Source, storage: Storage, settings: Settings) -> None:
             check_place(source.path, settings)
         case UploadSource() | ListSource():
             keys = [list_key(source.id)] if isinstance(source, ListSource) else [files_key(source.id), upload_key(source.id)]
-            if not any(storage.exists(key) for key in keys):
+            if not any(storage.touch(key) for key in keys):  # it counts as new: `darkroom gc` leaves it for the job
                 what = "list" if isinstance(source, ListSource) else "upload"
                 raise NotFound(f"There is no {what} {source.id!r}; it may have been cleared. Upload it again.")
         case DatasetSource():

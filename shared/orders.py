@@ -89,7 +89,7 @@ def settle(desk: Desk, spec: AnySpec) -> AnySpec:
     if isinstance(spec, ExportSpec):
         name, version = models.resolve(storage, spec.model)
         return spec.model_copy(update={"model": f"{name}/v{version}"})
-    if isinstance(spec, AdoptSpec) and not storage.exists(weights.key(spec.upload, "info.json")):
+    if isinstance(spec, AdoptSpec) and not all(storage.touch(weights.key(spec.upload, f)) for f in ("info.json", "model.safetensors")):
         raise NotFound("What was uploaded is not here any more. Send both files of the model again.")
     if isinstance(spec, LookSpec):
         return spec.model_copy(update={"version": datasets.info(storage, spec.dataset, spec.version)["version"]})

@@ -407,6 +407,20 @@ def test_a_file_that_a_sender_was_told_is_there_stays_until_it_is_named(room):
     assert client.post("/api/v1/uploads/manifest", data=line, content_type="application/jsonl").status_code == 201
 
 
+def test_an_upload_that_is_ordered_again_meanwhile_stays_with_its_files(room):
+    data = b"jpg"
+    sha256 = hashlib.sha256(data).hexdigest()
+    room.storage.write(blob_key(sha256), data)
+    with room.storage.writing(files_key("0000000001")) as f:
+        pa.parquet.write_table(pa.table([["1.jpg"], [f"blob:{sha256}"]], schema=FILES), f)
+    age(room.storage)
+    heaps = garbage.find(room.store, room.storage, DAY)
+    assert [len(heap.files) for heap in heaps if heap.kind == "uploads"] == [2]
+    order = {"source": {"kind": "upload", "id": "0000000001"}}
+    assert create_app(room.settings).test_client().post("/api/v1/datasets/new/import", json=order).status_code == 202
+    assert garbage.free(room.store, room.storage, heaps)["uploads"]["files"] == 0
+
+
 # -- the rest ---------------------------------------------------------------------------------------------------------
 
 
@@ -538,7 +552,7 @@ def test_the_command_shows_first_and_frees_when_asked(room, monkeypatch):
     told = json.loads(CliRunner().invoke(cli, ["gc", "--json"]).output)
     assert [(h["kind"], h["files"], h["examples"]) for h in told["found"] if h["files"]] == [("images", 1, [stray])]
     assert told["freed"] == {}
-    assert "1 files were deleted" in CliRunner().invoke(cli, ["gc", "--delete"]).output
+    assert "1 file was deleted" in CliRunner().invoke(cli, ["gc", "--delete"]).output
     assert not room.storage.exists(stray)
     assert CliRunner().invoke(cli, ["gc"]).output == "There is nothing to free.\n"
     assert CliRunner().invoke(cli, ["gc", "--older-than", "soon"]).exit_code == 1

@@ -88,7 +88,9 @@ def goes_on(backend: Backend, job: Job) -> str | None:
 
 def _kept(backend: Backend, job: Job) -> str:
     found = goes_on(backend, job)
-    if found is None:
+    if found is None or not backend.storage.touch(
+        models.checkpoint_key(found)
+    ):  # it counts as new: `darkroom gc` leaves it for the new job
         raise Conflict("This training ended before its first epoch did, so there is nothing to go on from. Order it again with `retry`.")
     return found
 
