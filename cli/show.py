@@ -141,12 +141,11 @@ def garbage(heaps: list[dict[str, Any]], freed: dict[str, dict[str, int]], as_js
         click.echo(f"{heap['kind']}: {', '.join(map(clean, heap['examples']))}{more}")
         if heap["waits"]:
             click.echo(heap["waits"])
-    total = sum(heap["bytes"] for heap in heaps)
+    ready = [heap for heap in heaps if heap["files"] and not heap["waits"]]
     if freed:
-        click.echo(
-            f"{sum(f['files'] for f in freed.values()):,} files were deleted, {size(sum(f['bytes'] for f in freed.values()))} are free."
-        )
-    elif total:
-        click.echo(f"Nothing was deleted. `darkroom gc --delete` frees {size(total)}.")
+        files, room = (sum(told[key] for told in freed.values()) for key in ("files", "bytes"))
+        click.echo(f"{files:,} {'file was' if files == 1 else 'files were'} deleted: {size(room)}.")
+    elif ready:
+        click.echo(f"Nothing was deleted. `darkroom gc --delete` frees {size(sum(heap['bytes'] for heap in ready))}.")
     else:
         click.echo("There is nothing to free.")
