@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
+from playwright.sync_api import expect, sync_playwright
 from test_importing import Room
 from test_pages import make_model
 from werkzeug.serving import make_server
@@ -352,6 +353,18 @@ def test_deleting_what_is_not_there_is_not_found(site):
 # -- API and pages ----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def url(site):
+    """The address of the pages, served by a thread."""
+    server = make_server("127.0.0.1", 0, site.client.application, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    yield f"http://127.0.0.1:{server.port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
 def test_the_api_pages_a_diff(site):
     answer = site.client.get(f"/api/v1/datasets/{NAME}/diff?from=1&to=2&limit=1").json
     assert (answer["from"], answer["to"], answer["next"]) == (1, 2, None)
@@ -450,19 +463,34 @@ def test_a_training_on_a_version_that_is_gone_says_so(site):
     assert "gone v3, which is not there any more" in site.client.get(f"/jobs/{job}").text
 
 
+def test_the_pages_fit_a_telephone_and_an_earlier_version_is_a_press_away(site, url, chromium):
+    site.room.put(*(f"digit 1/{'long name ' * 9}{n}.jpg" for n in range(30)))
+    site.room.run(dataset=NAME, job="job3", note="n" * 500, author="a" * 100)
+    complaints = []
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=chromium, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        page = browser.new_page(viewport={"width": 360, "height": 740})
+        page.on("console", lambda message: complaints.append(message.text) if message.type in {"error", "warning"} else None)
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        for path in ("versions", "diff?from=1&to=3", "diff?from=1&to=3&part=added&label=digit 1"):
+            page.goto(f"{url}/datasets/{NAME}/{path}")
+            assert page.evaluate("document.documentElement.scrollWidth") <= 360, path
+        page.goto(f"{url}/datasets/{NAME}/versions")
+        page.get_by_role("button", name="Restore v1").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text("Restore digits v1")
+        browser.close()
+    assert complaints == []
+
+
 # -- command line -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def run(site):
-    """The command line on the real web; `--json` answers are parsed."""
-    server = make_server("127.0.0.1", 0, site.client.application, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    yield lambda *args: CliRunner().invoke(cli, ["--url", f"http://127.0.0.1:{server.port}", "dataset", *map(str, args)])
-    server.shutdown()
-    thread.join()
-    server.server_close()
+def run(url):
+    """The command line on the real web."""
+    return lambda *args: CliRunner().invoke(cli, ["--url", url, "dataset", *map(str, args)])
 
 
 def test_the_command_line_tells_versions_and_what_changed(site, run):
