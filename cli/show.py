@@ -141,6 +141,8 @@ def garbage(heaps: list[dict[str, Any]], freed: dict[str, dict[str, int]], as_js
         click.echo(f"{heap['kind']}: {', '.join(map(clean, heap['examples']))}{more}")
         if heap["waits"]:
             click.echo(heap["waits"])
+    if held := next((heap["held_by"] for heap in some if heap["held_by"]), ""):
+        click.echo(f"What was written since the job {held} was ordered is too young until that has ended.")
     ready = [heap for heap in heaps if heap["files"] and not heap["waits"]]
     if freed:
         files, room = (sum(told[key] for told in freed.values()) for key in ("files", "bytes"))

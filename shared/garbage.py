@@ -13,6 +13,7 @@ import re
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +22,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shared import datasets, portions, results
-from shared.errors import DarkroomError, Invalid, Unavailable
-from shared.items import files_key
+from shared.errors import DarkroomError, Invalid, NotFound, Unavailable
 from shared.jobs import Job, JobStore, State
 from shared.storage import ASIDE, File, Storage, store_errors
 
-GRACE = "1d"
 SKEW = 60  # seconds that the clocks of ledger and storage may differ
 HOUR = 3600
 UNITS = {"": 1, "s": 1, "m": 60, "min": 60, "h": HOUR, "d": 24 * HOUR, "w": 7 * 24 * HOUR}
@@ -50,11 +49,15 @@ There = dict[str, list[File]]
 
 @dataclass
 class Heap:
-    """What of one kind can be freed: files older than `before`; what is too young; why all of it must wait, if it must. `looked`: when. Seconds since 1970."""
+    """What of one kind can be freed: files older than `before`; what is too young; why all of it must wait, if it must.
+
+    `held_by`: the job because of which `before` is earlier than the grace says, if there is one; `looked`: when. Times are seconds since 1970.
+    """
 
     kind: str
     before: float
     looked: float
+    held_by: str = ""
     files: list[File] = field(default_factory=list)
     young: list[File] = field(default_factory=list)
     waits: str = ""
@@ -71,6 +74,7 @@ class Heap:
     def as_json(self) -> dict[str, Any]:
         """What the command line tells."""
         told = {"kind": self.kind, "what": WHAT[self.kind], "files": len(self.files), "bytes": self.size, "waits": self.waits}
+        told["held_by"] = self.held_by if self.young else ""
         young = {"younger": len(self.young), "younger_bytes": sum(f.size for f in self.young)}
         return {**told, **young, "examples": [f.key for f in self.files[:3]]}
 
@@ -100,16 +104,16 @@ def find(store: JobStore, storage: Storage, older_than: float) -> list[Heap]:
 def _find(store: JobStore, storage: Storage, older_than: float) -> list[Heap]:
     now = time.time()
     jobs = _jobs(store, storage)
-    before = _before(jobs, now - older_than)
-    heaps = {kind: Heap(kind, before, now) for kind in WHAT}
+    before, held_by = _before(jobs, now - older_than)
+    heaps = {kind: Heap(kind, before, now, held_by) for kind in WHAT}
     heaps["thumbs"].before = now  # made again in no time
     heaps["unfinished"].before = min(before, now - HOUR)  # a large upload may stand still for a while
     there = {folder: _listed(storage, folder, heaps["unfinished"]) for folder in FOLDERS}
-    _sort_versions(storage, there, heaps["versions"])
+    _sort_versions(there, heaps["versions"])
     condemned = {f.key for f in heaps["versions"].files}
     wanted, shown = _wanted(storage, there, condemned)
     _sort_images(there, wanted, shown, heaps)
-    _sort_uploads(storage, there["uploads"], jobs, heaps["uploads"])
+    _sort_uploads(storage, there, jobs, heaps["uploads"])
     _sort_checkpoints(there["checkpoints"], jobs, heaps["checkpoints"])
     for kind in ("exports", "looks"):
         for file in there[kind]:
@@ -156,9 +160,10 @@ def _jobs(store: JobStore, storage: Storage) -> dict[str, Job]:
     return known
 
 
-def _before(jobs: dict[str, Job], before: float) -> float:
-    """Everything younger stays: since when the oldest job is under way. One that is paused has nothing in hand."""
-    return min([before, *(job.created - SKEW for job in jobs.values() if _under_way(job))])
+def _before(jobs: dict[str, Job], before: float) -> tuple[float, str]:
+    """Everything younger stays, and which job is to blame: since when the oldest one is under way. One that is paused has nothing in hand."""
+    held = min(((job.created - SKEW, job.id) for job in jobs.values() if _under_way(job)), default=(before, ""))
+    return min(held, (before, ""))
 
 
 def _under_way(job: Job) -> bool:
@@ -187,17 +192,25 @@ def _wanted(storage: Storage, there: There, condemned: set[str]) -> tuple[set[st
     """SHA-256 of the images in use; and of all pictures of which batches show a thumbnail, wherever their bytes are."""
     wanted: set[str] = set()
     for file in there["datasets"]:
-        if file.name == "manifest.parquet" and file.key not in condemned:
-            with storage.open(file.key) as f:
-                _add(wanted, pq.read_table(f, columns=["sha256"])["sha256"])
-        elif "/edits/" in file.key and file.name.endswith(".json"):
-            entry = storage.read_json(file.key)
-            wanted.update(each["sha256"] for each in entry.get("edits", [entry]))  # of one image, or of many
+        if file.key not in condemned:
+            with suppress(NotFound):  # another gc has freed it, or its dataset was deleted
+                wanted.update(_named_by(storage, file))
     shown: set[str] = set()
     for batch in sorted({file.key.split("/")[1] for file in there["batches"]}):
         for column in _rows_of(storage, batch):
-            _add(shown, column)
+            shown.update(_distinct(column))
     return wanted | shown, shown
+
+
+def _named_by(storage: Storage, file: File) -> Iterable[str]:
+    """The images that a manifest or an entry of the log names; a file of another kind names none. Raises NotFound."""
+    if file.name == "manifest.parquet":
+        with storage.open(file.key) as f:
+            return _distinct(pq.read_table(f, columns=["sha256"])["sha256"])
+    if "/edits/" in file.key and file.name.endswith(".json"):
+        entry = storage.read_json(file.key)
+        return [each["sha256"] for each in entry.get("edits", [entry])]  # of one image, or of many
+    return ()
 
 
 def _rows_of(storage: Storage, batch: str) -> Iterator[pa.ChunkedArray]:
@@ -216,14 +229,14 @@ def _rows_of(storage: Storage, batch: str) -> Iterator[pa.ChunkedArray]:
         yield pc.utf8_slice_codeunits(images, len("image:"), len("image:") + 64)
 
 
-def _add(known: set[str], column: pa.ChunkedArray) -> None:
-    known.update(pc.unique(column).to_pylist())
+def _distinct(column: pa.ChunkedArray) -> list[str]:
+    return pc.unique(column).to_pylist()  # type: ignore[no-any-return]
 
 
 # -- what is free -----------------------------------------------------------------------------------------------------
 
 
-def _sort_versions(storage: Storage, there: There, heap: Heap) -> None:
+def _sort_versions(there: There, heap: Heap) -> None:
     """What is left of versions of datasets and models that were deleted a while ago, or whose writer was killed before it was done."""
     for kind in ("datasets", "models"):
         folders: dict[str, list[File]] = {}
@@ -232,7 +245,7 @@ def _sort_versions(storage: Storage, there: There, heap: Heap) -> None:
             if rest and re.fullmatch(r"v\d+", version):
                 folders.setdefault(f"{kind}/{name}/{version}", []).append(file)
         for folder, files in folders.items():
-            if not storage.exists(f"{folder}/info.json"):
+            if f"{folder}/info.json" not in {file.key for file in files}:
                 since = max(file.at for file in files)  # also of deleted.json: the version counts until then
                 for file in files:
                     if file.name != datasets.DELETED:
@@ -251,7 +264,7 @@ def _sort_images(there: There, wanted: set[str], shown: set[str], heaps: dict[st
             heaps["thumbs"].add(file)
 
 
-def _sort_uploads(storage: Storage, files: list[File], jobs: dict[str, Job], heap: Heap) -> None:
+def _sort_uploads(storage: Storage, there: There, jobs: dict[str, Job], heap: Heap) -> None:
     """Uploads that no job will read again. Those of batches with rows stay: their pages show the pictures."""
     asked: dict[str, list[Job]] = {}
     for job in jobs.values():
@@ -259,17 +272,18 @@ def _sort_uploads(storage: Storage, files: list[File], jobs: dict[str, Job], hea
         named = (job.spec.get("upload"), source.get("id") if isinstance(source, dict) else None)
         for upload in filter(None, named):
             asked.setdefault(str(upload), []).append(job)
-    blobs, staying = [], set()
-    for file in files:
+    with_rows = {file.key.split("/")[1] for file in there["batches"] if "/shards/" in file.key}
+    blobs, staying = [], []
+    for file in there["uploads"]:
         if file.key.startswith("uploads/blobs/"):
             blobs.append(file)
             continue
         upload = file.name.partition(".")[0]
-        since = max([file.at, *(_needed_until(storage, job) for job in asked.get(upload, []))])
+        since = max([file.at, *(_needed_until(job, with_rows) for job in asked.get(upload, []))])
         if since < heap.before:
             heap.files.append(file)
         else:
-            staying.add(upload)
+            staying.append(file)
             if since < float("inf"):
                 heap.young.append(file)
     in_use = _blobs_of(storage, staying)
@@ -278,21 +292,21 @@ def _sort_uploads(storage: Storage, files: list[File], jobs: dict[str, Job], hea
             heap.add(file)
 
 
-def _needed_until(storage: Storage, job: Job) -> float:
-    """Until when a job needs what was uploaded for it, seconds since 1970."""
-    if not job.state.terminal or (job.kind == "classify" and results.shards(storage, job.id)):
+def _needed_until(job: Job, with_rows: set[str]) -> float:
+    """Until when a job needs what was uploaded for it, seconds since 1970. `with_rows`: the batches of which pages show pictures."""
+    if not job.state.terminal or job.id in with_rows:
         return float("inf")
     return job.ended or job.created
 
 
-def _blobs_of(storage: Storage, uploads: set[str]) -> set[str]:
+def _blobs_of(storage: Storage, uploads: list[File]) -> set[str]:
     """The files that these uploads name by their content."""
     named: set[str] = set()
-    for upload in uploads:
-        if storage.exists(files_key(upload)):
-            with storage.open(files_key(upload)) as f:
+    for file in uploads:
+        if file.name.endswith(".files.parquet"):
+            with storage.open(file.key) as f:
                 locators = pq.read_table(f, columns=["locator"])["locator"]
-            _add(named, pc.utf8_slice_codeunits(locators.filter(pc.starts_with(locators, "blob:")), len("blob:")))
+            named.update(_distinct(pc.utf8_slice_codeunits(locators.filter(pc.starts_with(locators, "blob:")), len("blob:"))))
     return named
 
 

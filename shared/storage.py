@@ -225,12 +225,13 @@ class Storage:
         aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{ASIDE}")
         try:
             path.rename(aside)
-        except FileNotFoundError:
+            touched = aside.stat().st_mtime >= before
+        except FileNotFoundError:  # somebody else was quicker to discard it, or to put it back
             return False
-        if aside.stat().st_mtime >= before:
+        if touched:
             self._put_back(aside, path)
             return False
-        aside.unlink()
+        aside.unlink(missing_ok=True)
         return True
 
     def put_back(self, key: str) -> None:
@@ -239,9 +240,9 @@ class Storage:
         self._put_back(aside, aside.with_name(aside.name.removesuffix(ASIDE)[1:-9]))
 
     def _put_back(self, aside: Path, path: Path) -> None:
-        with contextlib.suppress(FileExistsError):  # somebody has written it anew
+        with contextlib.suppress(FileExistsError, FileNotFoundError):  # written anew, or put back by another
             os.link(aside, path)
-        aside.unlink()
+        aside.unlink(missing_ok=True)
 
     def delete(self, key: str) -> None:
         """Delete a file or a folder with all in it; nothing happens if there is none."""

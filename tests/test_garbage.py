@@ -558,6 +558,27 @@ def test_the_command_shows_first_and_frees_when_asked(room, monkeypatch):
     assert CliRunner().invoke(cli, ["gc", "--older-than", "soon"]).exit_code == 1
 
 
+def test_the_command_names_the_job_that_holds_things_back(room, monkeypatch):
+    stored(room.storage, days=2)
+    job = begin(room)
+    room.store.redis.hset(f"darkroom:job:{job}", "created", int((time.time() - 5 * DAY) * 1000))
+    monkeypatch.setenv("DARKROOM_REDIS_URL", room.settings.redis_url)
+    monkeypatch.setenv("DARKROOM_STORAGE", room.settings.storage)
+    told = CliRunner().invoke(cli, ["gc"]).output
+    assert f"What was written since the job {job} was ordered is too young until that has ended." in told
+    assert "There is nothing to free." in told
+
+
+def test_several_at_once_free_everything_once(room):
+    keys = [stored(room.storage, f"stray {n}", days=2) for n in range(40)]
+    with ThreadPoolExecutor(4) as threads:
+        freed = list(threads.map(lambda _: free(room), range(4)))
+    assert [key for key in keys if room.storage.exists(key)] == []
+    assert sum(told.get("images", 0) for told in freed) >= len(keys)
+    assert not [file for file in room.storage.files("images") if file.name.startswith(".")]
+    assert len(list(room.storage.files("images"))) == 6
+
+
 def test_what_the_command_frees_is_no_longer_found(room):
     stray = stored(room.storage, days=2)
     free(room)
