@@ -7,6 +7,7 @@ and equal bytes never sit on both sides.
 
 import hashlib
 import io
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -46,6 +47,8 @@ MANIFEST = pa.schema(
         ("attribution", pa.string()),  # the sentence that the source asks to be named with
     ]
 )
+
+DELETED = "deleted.json"  # in the folder of a version that was deleted: {"at": seconds since 1970}
 
 
 def image_key(sha256: str, ext: str) -> str:
@@ -97,8 +100,9 @@ def latest(storage: Storage, name: str) -> int:
 def info(storage: Storage, name: str, version: int | None = None) -> dict[str, Any]:
     """The info of a version, the newest if none is named. Raises NotFound.
 
-    Keys: dataset, version, created (seconds since 1970), job, parent (the version it adds to, or None), source, images, classes
-    ({name: count}), dropped ({reason: count}), edits ({action: count} of the changes it includes), licences, bytes, hash.
+    Keys: dataset, version, created (seconds since 1970), job, parent (the version it adds to, or None), source, note and author (empty, and
+    missing for versions from before there were any), images, classes ({name: count}), dropped ({reason: count}), edits ({action: count} of
+    the changes it includes), licences, bytes, hash.
     """
     number = latest(storage, name) if version is None else version
     check(Name, name)
@@ -106,6 +110,25 @@ def info(storage: Storage, name: str, version: int | None = None) -> dict[str, A
         return storage.read_json(f"datasets/{name}/{version_name(number)}/info.json")  # type: ignore[no-any-return]
     except NotFound:
         raise NotFound(f"There is no version {number} of the dataset {name!r}.") from None
+
+
+def restored(info: dict[str, Any]) -> int | None:
+    """The version whose images and labels the version with this info has again; None for one that restores nothing."""
+    source = info.get("source")
+    return source["version"] if isinstance(source, dict) and source.get("kind") == "restore" else None
+
+
+def delete(storage: Storage, name: str, version: int) -> None:
+    """Delete a version that nothing was made from. Its number is not given again, and the edits it included wait once more.
+
+    The manifest stays until `darkroom gc` frees it and the images, so that a job which has just read it loses none. Raises NotFound.
+    """
+    info(storage, name, version)
+    folder = f"datasets/{name}/{version_name(version)}"
+    storage.write_json(f"{folder}/{DELETED}", {"at": time.time()})  # the folder stays, and with it the number
+    storage.delete(f"{folder}/info.json")
+    if not versions(storage, f"datasets/{name}"):
+        storage.delete(f"datasets/{name}/edits")  # what was decided about images of a dataset that is no more
 
 
 def rows(

@@ -139,10 +139,14 @@ def pending(storage: Storage, name: str) -> list[Edit]:
 
 
 def removed(storage: Storage, name: str) -> set[str]:
-    """The sha256 of the images that a version was made without. Empty for a dataset that is not there."""
+    """The sha256 of the images that a version was made without. Empty for a dataset that is not there.
+
+    A removal that came after a version which was restored since is in force no more: the image is there again.
+    """
     try:
-        included = _included(storage, name)
-        return {sha256 for sha256, edit in decided(storage, name).items() if edit.action == "remove" and edit.id in included}
+        check(Name, name)
+        in_force = {edit.id for _, entries in _line(storage, name, through_restores=True) for edit in entries}
+        return {sha256 for sha256, edit in decided(storage, name).items() if edit.action == "remove" and edit.id in in_force}
     except NotFound:
         return set()
 
@@ -188,22 +192,27 @@ def _included(storage: Storage, name: str) -> dict[str, tuple[int, Edit]]:
     return {edit.id: (version, edit) for version, entries in _line(storage, name) for edit in entries}
 
 
-def _line(storage: Storage, name: str) -> Iterator[tuple[int, tuple[Edit, ...]]]:
+def _line(storage: Storage, name: str, through_restores: bool = False) -> Iterator[tuple[int, tuple[Edit, ...]]]:
+    """The newest version, the one it was made from, and so on, each with its edits.
+
+    `through_restores`: behind a version that restores another comes that other, whose images it has, instead of its parent.
+    """
     version: int | None = datasets.latest(storage, name)
     while version:
-        parent, entries = _made_of(storage, name, version)
+        parent, restored, entries = _made_of(storage, name, version)
         yield version, entries
-        version = parent
+        version = restored if restored and through_restores else parent
 
 
 @lru_cache(maxsize=1024)  # versions never change
-def _made_of(storage: Storage, name: str, version: int) -> tuple[int | None, tuple[Edit, ...]]:
-    """The version that a version was made from, and the edits it includes."""
+def _made_of(storage: Storage, name: str, version: int) -> tuple[int | None, int | None, tuple[Edit, ...]]:
+    """The version that a version was made from, the one that it restores, and the edits it includes."""
     info = datasets.info(storage, name, version)
+    parent, restored = info.get("parent"), datasets.restored(info)
     if not info.get("edits"):
-        return info.get("parent"), ()
+        return parent, restored, ()
     entries = storage.read_json(f"datasets/{name}/{version_name(version)}/edits.json")
-    return info.get("parent"), tuple(Edit(**entry) for entry in entries)
+    return parent, restored, tuple(Edit(**entry) for entry in entries)
 
 
 @lru_cache(maxsize=65_536)  # neither do entries

@@ -27,6 +27,7 @@ from shared.specs import (
     ImportSpec,
     LookSpec,
     Name,
+    RestoreSource,
     ReviewSource,
     ScrapeSpec,
     TrainSpec,
@@ -87,14 +88,11 @@ def settle(desk: Desk, spec: AnySpec) -> AnySpec:
     if isinstance(spec, ScrapeSpec) and "folder" in spec.sources:
         return spec.model_copy(update={"folder": _settle_folder(spec.folder, desk.settings)})
     if isinstance(spec, ImportSpec):
-        source = (
-            _settle_edits(storage, spec.dataset, spec.source) if isinstance(spec.source, EditsSource) else _settle_source(desk, spec.source)
-        )
-        return spec.model_copy(update={"source": source, "then": spec.then and _settle_then(storage, spec.then)})
+        return spec.model_copy(update={"source": _settle_import(desk, spec), "then": spec.then and _settle_then(storage, spec.then)})
     if isinstance(spec, ExportSpec):
         name, version = models.resolve(storage, spec.model)
         return spec.model_copy(update={"model": f"{name}/v{version}"})
-    if isinstance(spec, AdoptSpec) and not storage.exists(weights.key(spec.upload, "info.json")):
+    if isinstance(spec, AdoptSpec) and not all(storage.touch(weights.key(spec.upload, f)) for f in ("info.json", "model.safetensors")):
         raise NotFound("What was uploaded is not here any more. Send both files of the model again.")
     if isinstance(spec, LookSpec):
         return spec.model_copy(update={"version": datasets.info(storage, spec.dataset, spec.version)["version"]})
@@ -131,6 +129,26 @@ def _settle_then(storage: Storage, ref: str) -> str:
     name, version = models.resolve(storage, ref)
     models.retraining(models.info(storage, name, version))
     return f"{name}/v{version}"
+
+
+def _settle_import(desk: Desk, spec: ImportSpec) -> Source:
+    """What a version is made of. Raises Invalid, NotFound or Conflict."""
+    match spec.source:
+        case EditsSource():
+            return _settle_edits(desk.storage, spec.dataset, spec.source)
+        case RestoreSource(version=version):
+            _check_restore(desk.storage, spec.dataset, version)
+            return spec.source
+    return _settle_source(desk, spec.source)
+
+
+def _check_restore(storage: Storage, dataset: str, version: int) -> None:
+    """Raises NotFound for a version that is not there, and Conflict for one that would change nothing."""
+    newest, old = datasets.info(storage, dataset), datasets.info(storage, dataset, version)
+    if version == newest["version"]:
+        raise Conflict(f"v{version} is the newest version of {dataset}; there is nothing to restore.")
+    if old["hash"] == newest["hash"]:
+        raise Conflict(f"v{newest['version']}, the newest version of {dataset}, has the images and labels of v{version} already.")
 
 
 def _settle_edits(storage: Storage, dataset: str, source: EditsSource) -> EditsSource:

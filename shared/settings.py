@@ -77,9 +77,7 @@ class Settings(BaseSettings):
     lease_seconds: float = Field(60, gt=0, description="a worker silent for this long has lost its unit of work")
     heartbeat_seconds: float = Field(1, gt=0, description="how often a worker renews its lease, reports progress and looks for a cancel")
     max_attempts: int = Field(3, ge=1, description="how often a unit of work is tried when workers die on it")
-    honour_noai: bool = Field(
-        True, description="leave out images that ask not to be used for AI (X-Robots-Tag: noai or noimageai)"
-    )
+    honour_noai: bool = Field(True, description="leave out images that ask not to be used for AI (X-Robots-Tag: noai or noimageai)")
     child_memory_bytes: int = Field(4 * 2**30, ge=2**28, description="memory limit of a process that decodes images for a dataset, bytes")
     log_level: str = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 

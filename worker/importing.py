@@ -1,4 +1,4 @@
-"""Making a dataset from a folder per class, on the server or uploaded, or from what a person decided about a batch or about its own images."""
+"""Making a dataset from a folder per class, on the server or uploaded, from what a person decided about a batch or about its own images, or from an earlier version."""
 
 import os
 from collections import deque
@@ -11,7 +11,7 @@ from shared.errors import DarkroomError, Invalid
 from shared.images import BadImage
 from shared.items import ItemReader, walk
 from shared.settings import Settings
-from shared.specs import EditsSource, ImportSpec, ReviewSource, check_class_name
+from shared.specs import EditsSource, ImportSpec, RestoreSource, ReviewSource, check_class_name
 from shared.storage import Storage
 from worker.examining import Collection, dropped, examine, published
 from worker.progress import Progress
@@ -35,6 +35,8 @@ def import_dataset(spec: ImportSpec, job: str, storage: Storage, settings: Setti
     progress.update(phase="listing")
     if isinstance(spec.source, EditsSource):
         return _edited(spec, job, storage, progress)
+    if isinstance(spec.source, RestoreSource):
+        return _restored(spec, spec.source.version, job, storage, progress)
     reviewed = isinstance(spec.source, ReviewSource)
     items = _decided(spec.source.batch, storage, progress) if reviewed else label_items(_listed(spec, storage, settings, progress))
     collection = Collection(storage, spec.dataset, progress)
@@ -44,7 +46,7 @@ def import_dataset(spec: ImportSpec, job: str, storage: Storage, settings: Setti
         collection.tell("importing", looked_at, len(items))
     if reviewed and not collection.kept.total():
         raise Invalid(_unchanged(spec.dataset, collection), field="source")
-    return collection.publish(job, spec.source.model_dump())
+    return collection.publish(job, spec.source.model_dump(), note=spec.note, author=spec.author)
 
 
 def _unchanged(name: str, collection: Collection) -> str:
@@ -122,7 +124,15 @@ def _edited(spec: ImportSpec, job: str, storage: Storage, progress: Progress) ->
         raise DarkroomError(f"No change of {spec.dataset} waits any more; perhaps another job has made the version meanwhile.")
     collection.change(changes)
     collection.tell("importing", len(changes), len(changes))
-    return collection.publish(job, spec.source.model_dump(), entries=entries)
+    return collection.publish(job, spec.source.model_dump(), entries=entries, note=spec.note, author=spec.author)
+
+
+def _restored(spec: ImportSpec, version: int, job: str, storage: Storage, progress: Progress) -> dict[str, Any]:
+    """The rows of an earlier version as the next one; its parent is the newest, whatever was published meanwhile. Raises NotFound."""
+    collection = Collection(storage, spec.dataset, progress)
+    collection.restore(version)
+    collection.tell("importing", collection.kept.total(), collection.kept.total())
+    return collection.publish(job, spec.source.model_dump(), note=spec.note, author=spec.author)
 
 
 def _examined(items: list[Item], storage: Storage, settings: Settings) -> Iterator[tuple[Item, dict[str, Any]]]:

@@ -117,9 +117,11 @@ def _scraped(spec: ScrapeSpec, job: str, log: Log, storage: Storage, settings: S
         shutil.rmtree(folder, ignore_errors=True)
     if collection.parent and not collection.kept:
         raise DarkroomError(" ".join(["No new images were found for any of the classes.", *failures, "No version was made."]))
-    asked = spec.model_dump(exclude={"dataset": True, "classes": {"__all__": {"urls"}}})  # the rows hold the addresses
+    asked = spec.model_dump(
+        exclude={"dataset": True, "note": True, "author": True, "classes": {"__all__": {"urls"}}}
+    )  # the rows hold the addresses
     source = {"kind": "search", **asked, "failures": failures}
-    return collection.publish(job, source, labels, failures)
+    return collection.publish(job, source, labels, failures, note=spec.note, author=spec.author)
 
 
 async def _gather(
