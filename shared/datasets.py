@@ -125,9 +125,7 @@ def rows(
     storage: Storage, name: str, version: int, label: str | None = None, status: str = "kept", start: int = 0, limit: int | None = None
 ) -> list[dict[str, Any]]:
     """Manifest rows of a version, of one class if `label` is given, in manifest order. Raises NotFound."""
-    check(Name, name)
-    with storage.open(f"datasets/{name}/{version_name(version)}/manifest.parquet") as f:
-        table = _completed(pq.read_table(f))
+    table = _table(storage, name, version)
     keep = pc.equal(table["status"], status)
     if label is not None:
         keep = pc.and_(keep, pc.equal(table["label"], label))
@@ -136,11 +134,21 @@ def rows(
 
 def rows_of(storage: Storage, name: str, version: int, sha256s: Iterable[str], status: str = "kept") -> list[dict[str, Any]]:
     """The manifest rows of some images of a version, in manifest order. Raises NotFound."""
-    check(Name, name)
-    with storage.open(f"datasets/{name}/{version_name(version)}/manifest.parquet") as f:
-        table = _completed(pq.read_table(f))
+    table = _table(storage, name, version)
     wanted = pc.and_(pc.equal(table["status"], status), pc.is_in(table["sha256"], pa.array(sorted(set(sha256s)), pa.string())))
     return table.filter(wanted).to_pylist()  # type: ignore[no-any-return]
+
+
+def columns(storage: Storage, name: str, version: int, names: Iterable[str]) -> list[dict[str, Any]]:
+    """Some columns of the kept rows of a version, in manifest order. Raises NotFound."""
+    table = _table(storage, name, version)
+    return table.filter(pc.equal(table["status"], "kept")).select([*names]).to_pylist()  # type: ignore[no-any-return]
+
+
+def _table(storage: Storage, name: str, version: int) -> pa.Table:
+    check(Name, name)
+    with storage.open(f"datasets/{name}/{version_name(version)}/manifest.parquet") as f:
+        return _completed(pq.read_table(f))
 
 
 def _completed(table: pa.Table) -> pa.Table:

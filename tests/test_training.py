@@ -852,7 +852,7 @@ def test_a_class_that_an_import_left_nothing_to_validate_on_is_a_sentence(ready)
     rows[0]["split"] = "train"
     with storage.writing("datasets/digits/v0001/manifest.parquet") as f:
         f.write(datasets.manifest_bytes(rows))
-    with pytest.raises(DarkroomError, match="no image to validate on of 'digit 1', 'digit 2'. Its import said"):
+    with pytest.raises(DarkroomError, match=r"no image to validate on of 'digit 1', 'digit 2'\. Its import said"):
         samples_of(TrainSpec(**SPEC), 1, storage, settings, Progress(lambda _: None))
 
 
@@ -861,5 +861,5 @@ def test_a_class_of_nothing_but_near_duplicates_is_a_sentence(ready):
     rows = [{**row, "group": "same" if row["label"] == "digit 0" else ""} for row in datasets.rows(storage, "digits", 1)]
     with storage.writing("datasets/digits/v0001/manifest.parquet") as f:
         f.write(datasets.manifest_bytes(rows))
-    with pytest.raises(DarkroomError, match="of 'digit 0'. Near duplicates stay on one side of the split"):
+    with pytest.raises(DarkroomError, match=r"of 'digit 0'\. Near duplicates stay on one side of the split"):
         samples_of(TrainSpec(**SPEC), 1, storage, settings, Progress(lambda _: None))
