@@ -24,14 +24,15 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from functools import lru_cache
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field, ValidationError
 
 from shared import datasets, duplicates
 from shared.errors import Invalid, NotFound
 from shared.jobs import new_id
-from shared.specs import Name, TrainSpec, check
+from shared.specs import Name, Spec, TrainSpec, check, invalid
 from shared.storage import Storage, version_name
 
 KINDS = (
@@ -113,6 +114,22 @@ def _read(storage: Storage, name: str, version: int, digest: str) -> dict[str, A
 
 
 # -- what a person has seen and lets stand ----------------------------------------------------------------------------
+
+
+class Acceptance(Spec):
+    """That images may have a finding, or, if not `accepted`, that they may not after all."""
+
+    finding: str
+    images: list[Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]] = Field(min_length=1, max_length=100_000)
+    accepted: bool = True
+
+
+def parse_acceptance(data: Any) -> Acceptance:
+    """Validate what was sent. Raises Invalid with one sentence."""
+    try:
+        return Acceptance.model_validate(data)
+    except ValidationError as error:
+        raise invalid(error) from None
 
 
 def accept(storage: Storage, name: str, kind: str, images: Iterable[str], accepted: bool = True) -> None:

@@ -1,15 +1,23 @@
 """Findings of a dataset version: every fault that was planted, hardly any that was not; and what a person says of them."""
 
+import html
+import json
+import re
+import threading
 from types import SimpleNamespace
 
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from photographs import LOOKS, again, jpeg, photograph
+from werkzeug.serving import make_server
 
-from shared import datasets, findings
+from cli.main import cli
+from shared import datasets, edits, findings
 from shared.errors import Invalid, NotFound
 from shared.settings import Settings
 from shared.storage import Storage, version_name
+from web import create_app
 from worker.examining import Collection, examine
 from worker.progress import Progress
 
@@ -230,3 +238,206 @@ def test_what_is_no_finding_or_no_dataset_cannot_stand(scrape):
     with pytest.raises(NotFound):
         findings.accept(scrape.storage, "nothing", "dark", [])
     assert not scrape.storage.list("datasets/wonders/accepted")
+
+
+# -- the page, the API and the command line ---------------------------------------------------------------------------
+
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+def site(settings):
+    """The pages on the dataset `wonders`: eight clean photographs, two dark ones, near duplicates of three, a torn file and a copy."""
+    scrape = Scrape.__new__(Scrape)
+    scrape.settings, scrape.storage, scrape.name = settings, Storage(settings.storage, settings.cache), "wonders"
+    scrape.collection = Collection(scrape.storage, "wonders", Progress(lambda _: None))
+    clean = some(scrape)
+    dark = [scrape.add(jpeg(LOOKS["dark"](photograph(90 + n), n)), HOSTILE if n else "temple", name=HOSTILE) for n in range(2)]
+    scrape.add(jpeg(LOOKS["dark"](photograph(95), 3)), HOSTILE)
+    near = [scrape.add(again(photograph(n), 0), "temple") for n in range(3)]
+    scrape.add(jpeg(photograph(40))[:3000], "flower", name=HOSTILE)
+    scrape.add(jpeg(photograph(5)), "flower", name="again.jpg")
+    scrape.publish()
+    app = create_app(settings)
+    app.config["WTF_CSRF_ENABLED"] = False
+    return SimpleNamespace(client=app.test_client(), storage=scrape.storage, scrape=scrape, clean=clean, dark=dark, near=near)
+
+
+def page(site, **query):
+    answer = site.client.get("/datasets/wonders/v/1/findings", query_string=query)
+    assert answer.status_code == 200
+    return answer.text
+
+
+def send(site, htmx=False, **form):
+    return site.client.post("/datasets/wonders/findings", data=form, headers={"HX-Request": "true"} if htmx else {})
+
+
+def section(text, kind):
+    return re.search(rf'<section id="{kind}".*?</section>', text, re.DOTALL)[0]
+
+
+def removals(site):
+    return {edit.sha256: edit.why for edit in edits.pending(site.storage, "wonders")}
+
+
+def test_the_page_shows_each_kind_with_its_images_and_the_version_leads_to_it(site):
+    text = page(site)
+    assert re.findall(r'<section id="(\w+)"', text) == ["near_duplicate", "duplicate", "unreadable", "dark"]
+    assert section(text, "near_duplicate").count('class="twin"') == 3
+    assert "Would be on both sides of the split" in text or "In several classes" in text
+    assert 'id="dark-' + site.dark[0][:16] in section(text, "dark")
+    assert "also offered as flower" in section(text, "duplicate")
+    assert "1 file was dropped" in section(text, "unreadable")
+    assert HOSTILE not in text
+    assert html.escape(HOSTILE) in text
+    version = site.client.get("/datasets/wonders/v/1").text
+    assert "6 near duplicates" in version
+    assert "/datasets/wonders/v/1/findings" in version
+
+
+def test_an_image_is_removed_kept_and_undone_without_a_script(site):
+    one, two = site.dark
+    assert send(site, kind="dark", action="remove", sha256=one).location == "/datasets/wonders/v/1/findings#dark"
+    send(site, kind="dark", action="keep", sha256=two)
+    assert removals(site) == {one: "finding: dark"}
+    dark = section(page(site), "dark")
+    assert "to be removed" in dark
+    assert two[:16] not in dark
+    assert "1 image kept as it is" in dark
+    send(site, kind="dark", action="undo", sha256=one)
+    send(site, kind="dark", action="undo", sha256=two)
+    assert removals(site) == {}
+    assert two[:16] in section(page(site), "dark")
+
+
+def test_what_is_no_photo_of_anything_is_removed_for_that_reason(site):
+    send(site, kind="dark", action="remove", sha256=site.dark[0], nothing="1")
+    site.client.post("/datasets/wonders/edits", data={"sha256": site.clean[0], "version": 1, "action": "remove", "nothing": "1"})
+    assert removals(site) == {site.dark[0]: "not a photo of anything", site.clean[0]: "not a photo of anything"}
+
+
+def test_all_that_is_left_of_a_kind_is_removed_or_kept_and_undone_at_once(site):
+    send(site, kind="dark", action="keep", sha256=site.dark[0])
+    send(site, kind="dark", action="remove")
+    assert site.dark[1] in removals(site)
+    assert site.dark[0] not in removals(site)
+    assert "Undo 2 removals" in section(page(site), "dark")
+    send(site, kind="dark", action="undo")
+    assert removals(site) == {}
+    send(site, kind="dark", action="keep")
+    assert "Nothing left to look at" in section(page(site), "dark")
+    send(site, kind="dark", action="undo")
+    assert len(re.findall('id="dark-', section(page(site), "dark"))) == 3
+
+
+def test_of_near_duplicates_the_largest_is_kept(site):
+    send(site, kind="near_duplicate", action="remove", group=site.clean[0])
+    assert set(removals(site)) == {site.near[0]}
+    send(site, kind="near_duplicate", action="remove")
+    assert set(removals(site)) == set(site.near)
+    send(site, kind="near_duplicate", action="undo", group=site.clean[1])
+    assert set(removals(site)) == {site.near[0], site.near[2]}
+    send(site, kind="near_duplicate", group=site.clean[1], one=site.clean[1])
+    assert site.clean[1] in removals(site)
+    assert site.near[1] not in removals(site)
+
+
+def test_a_group_that_may_stay_is_shown_again_when_a_picture_joins_it(site):
+    send(site, kind="near_duplicate", action="keep", group=site.clean[0])
+    assert section(page(site), "near_duplicate").count('class="twin"') == 2
+    site.scrape.collection = Collection(site.storage, "wonders", Progress(lambda _: None))
+    joined = site.scrape.add(again(photograph(0), 4), "temple")
+    site.scrape.publish("job2")
+    text = site.client.get("/datasets/wonders/v/2/findings").text
+    assert section(text, "near_duplicate").count('class="twin"') == 3
+    assert joined in text
+
+
+def test_with_htmx_the_part_is_replaced_and_what_is_wrong_is_told_there(site):
+    one = site.dark[0]
+    answer = send(site, htmx=True, kind="dark", action="remove", sha256=one)
+    assert (answer.status_code, answer.text.count("<li"), "<html" in answer.text) == (200, 1, False)
+    assert re.search(r'to be removed.*id="waiting" hx-swap-oob="true">.*1 change<', answer.text, re.DOTALL)
+    answer = send(site, htmx=True, kind="near_duplicate", action="remove", group=site.clean[0])
+    assert answer.text.count('id="group-') == 1
+    assert "to be removed" in answer.text
+    answer = send(site, htmx=True, kind="dark", action="keep")
+    assert answer.text.count('<section id="dark"') == 1
+    answer = send(site, htmx=True, kind="dark", action="burn")
+    assert (answer.status_code, "one of remove, keep and undo" in answer.text) == (200, True)
+
+
+@pytest.mark.parametrize(
+    ("form", "status"),
+    [
+        ({"kind": "ugly", "action": "remove"}, 422),
+        ({"kind": "dark", "action": "burn"}, 422),
+        ({"kind": "dark", "action": "remove", "sha256": "../x"}, 422),
+        ({"kind": "dark", "action": "remove", "sha256": "0" * 64}, 404),
+        ({"kind": "near_duplicate", "action": "remove", "group": "0" * 64}, 422),
+        ({"kind": "near_duplicate", "group": "0" * 64, "one": "0" * 64}, 422),
+    ],
+)
+def test_what_cannot_be_done_is_a_sentence_and_does_nothing(site, form, status):
+    assert send(site, **form).status_code == status
+    assert removals(site) == {}
+
+
+def test_an_older_version_shows_its_findings_and_leads_to_the_newest(site):
+    site.scrape.collection = Collection(site.storage, "wonders", Progress(lambda _: None))
+    site.scrape.add(jpeg(photograph(60)), "temple")
+    site.scrape.publish("job2")
+    text = page(site)
+    assert "/datasets/wonders/v/2/findings" in text
+    assert 'name="action"' not in section(text, "dark")
+    assert site.client.get("/datasets/wonders/v/3/findings").status_code == 404
+    assert site.client.get("/datasets/wonders/v/1/findings?kind=ugly").status_code == 422
+
+
+def test_a_kind_has_pages_of_at_most_96_images_and_groups_stay_whole(site):
+    report = site.storage.read_json("datasets/wonders/v0001/findings.json")
+    rows = datasets.rows(site.storage, "wonders", 1)
+    more = [{**rows[n % len(rows)], "sha256": f"{n:064x}"} for n in range(200)]
+    with site.storage.writing("datasets/wonders/v0001/manifest.parquet") as f:
+        f.write(datasets.manifest_bytes([*rows, *more]))
+    names = [row["sha256"] for row in more]
+    groups = [{"images": names[n : n + 40], "sides": ["train"] * 40, "across": []} for n in range(0, 200, 40)]
+    site.storage.write_json("datasets/wonders/v0001/findings.json", {**report, "images": {"dark": names}, "groups": groups})
+    findings._read.cache_clear()
+    assert [page(site, kind="dark", page=n).count('id="dark-') for n in (1, 2, 3, 4)] == [96, 96, 8, 0]
+    assert [len(re.findall('<li class="cell', page(site, kind="near_duplicate", page=n))) for n in (1, 2, 3)] == [80, 80, 40]
+    assert "Show all 200" in section(page(site), "dark")
+
+
+def test_the_api_tells_findings_and_lets_them_stand(site):
+    base = "/api/v1/datasets/wonders"
+    answer = site.client.get(f"{base}/versions/1/findings")
+    assert answer.json["counts"] == {"near_duplicate": 6, "duplicate": 1, "unreadable": 1, "dark": 3}
+    assert (len(answer.json["groups"]), answer.json["accepted"]) == (3, {})
+    said = {"finding": "dark", "images": [site.dark[0]]}
+    assert site.client.post(f"{base}/accepted", json=said).status_code == 204
+    assert site.client.get(f"{base}/versions/1/findings").json["accepted"] == {"dark": [site.dark[0]]}
+    assert site.client.post(f"{base}/accepted", json={**said, "accepted": False}).status_code == 204
+    assert site.client.get(f"{base}/versions/1/findings").json["accepted"] == {}
+    for wrong in ({**said, "finding": "ugly"}, {**said, "images": ["../x"]}, {**said, "images": []}, {"finding": "dark"}):
+        assert site.client.post(f"{base}/accepted", json=wrong).status_code == 422
+    assert site.client.get("/api/v1/datasets/nothing/versions/1/findings").status_code == 404
+
+
+def test_the_command_line_tells_findings(site):
+    server = make_server("127.0.0.1", 0, site.client.application, threaded=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+
+        def run(*args):
+            return CliRunner().invoke(cli, ["--url", f"http://127.0.0.1:{server.port}", "dataset", "findings", *args])
+
+        assert re.search(r"near duplicate\s+6\s+0\s+0", run("wonders").output)
+        assert json.loads(run("wonders", "--version", "1", "--json").stdout)["counts"]["dark"] == 3
+        assert run("wonders", "--version", "9").exit_code == run("nothing").exit_code == 1
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
