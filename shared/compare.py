@@ -4,6 +4,8 @@ import math
 from collections import Counter, defaultdict
 from typing import Any
 
+import pyarrow.compute as pc
+
 from shared import datasets, models, validation
 from shared.errors import Invalid, NotFound
 from shared.storage import Storage
@@ -74,13 +76,18 @@ def _known_to_one(storage: Storage, refs: tuple[tuple[str, int], tuple[str, int]
     for (name, version), own in zip(refs, validated, strict=True):
         dataset = models.info(storage, name, version).get("dataset") or {}
         try:
-            rows = datasets.columns(storage, dataset["name"], dataset["version"], ("sha256", "group", "split")) if dataset else []
+            rows = _split_of(storage, dataset["name"], dataset["version"]) if dataset else []
         except NotFound:
             rows = []  # the dataset was deleted; what is in groups, the other's may tell
         group_of |= {row["sha256"]: row["group"] for row in rows if row["group"]}
         trained.append({row["sha256"] for row in rows if row["sha256"] not in own and row["split"] != "test"})
     taught = [{group_of[sha256] for sha256 in each if sha256 in group_of} for each in trained]
     return {sha256 for sha256, group in group_of.items() if group in taught[0] ^ taught[1]}
+
+
+def _split_of(storage: Storage, name: str, version: int) -> list[dict[str, str]]:
+    whole = datasets.table(storage, name, version)
+    return whole.filter(pc.equal(whole["status"], "kept")).select(["sha256", "group", "split"]).to_pylist()  # type: ignore[no-any-return]
 
 
 def wilson(errors: int, images: int) -> tuple[float, float]:

@@ -125,38 +125,32 @@ def rows(
     storage: Storage, name: str, version: int, label: str | None = None, status: str = "kept", start: int = 0, limit: int | None = None
 ) -> list[dict[str, Any]]:
     """Manifest rows of a version, of one class if `label` is given, in manifest order. Raises NotFound."""
-    table = _table(storage, name, version)
-    keep = pc.equal(table["status"], status)
+    whole = table(storage, name, version)
+    keep = pc.equal(whole["status"], status)
     if label is not None:
-        keep = pc.and_(keep, pc.equal(table["label"], label))
-    return table.filter(keep).slice(start, limit).to_pylist()  # type: ignore[no-any-return]
+        keep = pc.and_(keep, pc.equal(whole["label"], label))
+    return whole.filter(keep).slice(start, limit).to_pylist()  # type: ignore[no-any-return]
 
 
-def rows_of(storage: Storage, name: str, version: int, sha256s: Iterable[str], status: str = "kept") -> list[dict[str, Any]]:
-    """The manifest rows of some images of a version, in manifest order. Raises NotFound."""
-    table = _table(storage, name, version)
-    wanted = pc.and_(pc.equal(table["status"], status), pc.is_in(table["sha256"], pa.array(sorted(set(sha256s)), pa.string())))
-    return table.filter(wanted).to_pylist()  # type: ignore[no-any-return]
-
-
-def columns(storage: Storage, name: str, version: int, names: Iterable[str]) -> list[dict[str, Any]]:
-    """Some columns of the kept rows of a version, in manifest order. Raises NotFound."""
-    table = _table(storage, name, version)
-    return table.filter(pc.equal(table["status"], "kept")).select([*names]).to_pylist()  # type: ignore[no-any-return]
-
-
-def _table(storage: Storage, name: str, version: int) -> pa.Table:
+def table(storage: Storage, name: str, version: int) -> pa.Table:
+    """The whole manifest of a version, with the columns of `MANIFEST`. Raises NotFound."""
     check(Name, name)
     with storage.open(f"datasets/{name}/{version_name(version)}/manifest.parquet") as f:
         return _completed(pq.read_table(f))
 
 
-def _completed(table: pa.Table) -> pa.Table:
+def rows_of(whole: pa.Table, sha256s: Iterable[str], status: str = "kept") -> list[dict[str, Any]]:
+    """The rows of some images in a manifest, in its order."""
+    wanted = pc.and_(pc.equal(whole["status"], status), pc.is_in(whole["sha256"], pa.array(sorted(set(sha256s)), pa.string())))
+    return whole.filter(wanted).to_pylist()  # type: ignore[no-any-return]
+
+
+def _completed(found: pa.Table) -> pa.Table:
     """A manifest of an earlier Darkroom has fewer columns: those that it lacks are empty."""
     for field in MANIFEST:
-        if field.name not in table.column_names:
-            table = table.append_column(field, pa.repeat(pa.scalar(_nothing(field), field.type), len(table)))
-    return table.select(MANIFEST.names)
+        if field.name not in found.column_names:
+            found = found.append_column(field, pa.repeat(pa.scalar(_nothing(field), field.type), len(found)))
+    return found.select(MANIFEST.names)
 
 
 def row_batches(storage: Storage, name: str, version: int | None, columns: list[str], size: int = 10_000) -> Iterator[pa.RecordBatch]:

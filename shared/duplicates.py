@@ -73,10 +73,10 @@ def _within(hashes: Uints) -> Iterator[tuple[int, Pairs]]:
 
 def _same(rows: list[dict[str, Any]], hashes: Uints) -> npt.NDArray[np.bool_]:
     """Whether m pairs whose hashes are near show the same. `rows`: 2 m of them, pair by pair; `hashes`: (m, 2)."""
-    pattern, colour, known = (part.reshape(-1, 2, *part.shape[1:]) for part in _signatures(rows))
-    alike = ((pattern[:, 0] * pattern[:, 1]).sum(1) >= PATTERN) & _same_colours(colour[:, 0], colour[:, 1])
+    pattern, colour, known = _signatures(rows)
+    alike = ((pattern[::2] * pattern[1::2]).sum(1) >= PATTERN) & _same_colours(colour[::2], colour[1::2])
     nearly = np.bitwise_count(hashes[:, 0] ^ hashes[:, 1]) <= ALONE
-    return np.where(known.all(1), alike, nearly)
+    return np.asarray(np.where(known[::2] & known[1::2], alike, nearly), np.bool_)
 
 
 def _signatures(rows: list[dict[str, Any]]) -> tuple[Floats, Floats, npt.NDArray[np.bool_]]:
@@ -96,7 +96,7 @@ def _same_colours(a: Floats, b: Floats) -> npt.NDArray[np.bool_]:
     pale, strong = np.where(swap, b, a), np.where(swap, a, b)
     gain = (pale * strong).sum(1) / ((strong * strong).sum(1) + 1e-6)
     apart = np.abs(pale - np.clip(gain, FADED, 1)[:, None] * strong).max(1)
-    return (apart <= COLOUR) | (np.abs(pale).max(1) <= COLOURLESS)
+    return np.asarray((apart <= COLOUR) | (np.abs(pale).max(1) <= COLOURLESS))
 
 
 def assign(rows: list[dict[str, Any]], check: Callable[[], None] = nothing) -> None:

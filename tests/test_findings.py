@@ -327,8 +327,15 @@ def test_all_that_is_left_of_a_kind_is_removed_or_kept_and_undone_at_once(site):
     assert removals(site) == {}
     send(site, kind="dark", action="keep")
     assert "Nothing left to look at" in section(page(site), "dark")
+    kept = section(page(site, kind="dark"), "dark").partition("<details")[2]
+    assert len(re.findall('id="dark-', kept)) == 3
+
+
+def test_undoing_all_removals_of_a_kind_leaves_those_of_another_cause(site):
+    send(site, kind="dark", action="remove", sha256=site.dark[0], nothing="1")
+    send(site, kind="dark", action="remove")
     send(site, kind="dark", action="undo")
-    assert len(re.findall('id="dark-', section(page(site), "dark"))) == 3
+    assert set(removals(site)) == {site.dark[0]}
 
 
 def test_of_near_duplicates_the_largest_is_kept(site):

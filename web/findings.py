@@ -1,6 +1,7 @@
 """Findings of a dataset version, each with its images and what to do about it: remove, let stand, or of near duplicates keep the largest; and undo."""
 
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any
 
 from flask import Blueprint, redirect, render_template, request, url_for
@@ -65,8 +66,9 @@ def decide(name: str) -> Redirect | str:
     report = Report(name, report.version)
     if not request.headers.get("HX-Request"):
         shown = request.form.get("page", type=int)
-        there = {"kind": kind, "page": shown} if shown else {}
-        return redirect(url_for("findings.index", name=name, version=report.version, **there, _anchor=kind), 303)
+        return redirect(
+            url_for("findings.index", name=name, version=report.version, kind=kind if shown else None, page=shown, _anchor=kind), 303
+        )
     if group:
         return _part(report, "findings/_group.html", kind, wrong, group=report.group(group))
     if sha256:
@@ -89,16 +91,18 @@ def _act(report: "Report", kind: str, action: str, sha256: str, group: str) -> N
         images = report.members(group)
         surplus = [one] if one else report.surplus([images])
         action = "remove" if one else action
+    elif kind == "near_duplicate":
+        left = report.groups_left()
+        images, surplus = [sha for members in left for sha in members], report.surplus(left)
     else:
-        images = report.left(kind)
-        surplus = report.surplus(report.groups_left()) if kind == "near_duplicate" else images
+        images = surplus = report.left(kind)
     why = NOTHING if request.form.get("nothing") else reason(kind)
     if action == "remove":
         _remove(report, surplus, why)
     elif action == "keep":
         findings.accept(backend().storage, report.name, kind, images)
     elif action == "undo":
-        _undo(report, kind, report.all_of(kind) if not sha256 and not group else images)
+        _undo(report, kind, images if sha256 or group else report.removed_for(kind))
     else:
         raise Invalid("The action is one of remove, keep and undo.", field="action")
 
@@ -157,6 +161,14 @@ class Report:
         """Those about which nothing is decided."""
         return [sha256 for sha256 in self.shown(kind) if sha256 not in self.waiting]
 
+    def removed_for(self, kind: str) -> list[str]:
+        """Those that are to be removed because of this finding."""
+        return [sha256 for sha256 in self.all_of(kind) if sha256 in self.waiting and self.waiting[sha256].why == reason(kind)]
+
+    def standing(self, kind: str) -> list[str]:
+        """Those whose finding stands."""
+        return [sha256 for sha256 in self.all_of(kind) if sha256 in self.stands[kind]]
+
     def groups_shown(self) -> list[dict[str, Any]]:
         """Groups of near duplicates of which not all may be there."""
         return [group for group in self.found["groups"] if not self.stands["near_duplicate"].issuperset(group["images"])]
@@ -188,29 +200,33 @@ class Report:
 
     def section(self, kind: str, page: int | None) -> dict[str, Any]:
         """A kind with its first images, or a page of them: groups of near duplicates, cells of other kinds, rows of dropped files."""
-        images, groups = self.shown(kind), self.groups_shown()
-        if kind == "near_duplicate":
-            pages, left = (_packed(groups) if page else [groups[:GROUPS]]), sum(len(images) - 1 for images in self.groups_left())
-        else:
-            size = PAGE if page else FIRST
-            pages, left = [images[start : start + size] for start in range(0, len(images), size)], len(self.left(kind))
-        shown = pages[(page or 1) - 1] if (page or 1) <= len(pages) else []
+        shown = self._near(page) if kind == "near_duplicate" else self._alone(kind, page)
         return {
             "kind": kind,
             "title": TITLES[kind][0],
             "about": TITLES[kind][1],
-            "groups": self._grouped(shown, PAGE if page else FIRST) if kind == "near_duplicate" else [],
-            "cells": self.cells(kind, shown) if kind != "near_duplicate" else [],
-            "count": len(groups) if kind == "near_duplicate" else len(images),
-            "shown": len(shown),
             "page": page,
-            "pages": len(pages),
-            "left": left,
-            "removed": sum(sha256 in self.waiting and self.waiting[sha256].why == reason(kind) for sha256 in self.all_of(kind)),
-            "stands": len(self.stands[kind].intersection(self.all_of(kind))),
+            **shown,
+            "removed": len(self.removed_for(kind)),
+            "stands": len(self.standing(kind)),
             "dropped": self.found["dropped"].get(kind, 0),
             "files": self._files(kind, PAGE if page else FIRST),
         }
+
+    def _near(self, page: int | None) -> dict[str, Any]:
+        groups = self.groups_shown()
+        pages = _packed(groups) if page else [groups[:GROUPS]]
+        shown = pages[(page or 1) - 1] if (page or 1) <= len(pages) else []
+        left = sum(len(images) - 1 for images in self.groups_left())
+        counts = {"count": len(groups), "shown": len(shown), "pages": len(pages), "left": left}
+        kept = [group for group in self.found["groups"] if group not in groups][:GROUPS] if page else []
+        return {**counts, "groups": self._grouped(shown, PAGE if page else FIRST), "kept_groups": self._grouped(kept, FIRST)}
+
+    def _alone(self, kind: str, page: int | None) -> dict[str, Any]:
+        images, size = self.shown(kind), PAGE if page else FIRST
+        shown = images[((page or 1) - 1) * size :][:size]
+        counts = {"count": len(images), "shown": len(shown), "pages": -(-len(images) // size), "left": len(self.left(kind))}
+        return {**counts, "cells": self.cells(kind, shown), "kept_cells": self.cells(kind, self.standing(kind)[:PAGE]) if page else []}
 
     def group(self, first: str) -> dict[str, Any]:
         """One group as the page shows it. Raises Invalid."""
@@ -238,7 +254,7 @@ class Report:
         rows = self._rows(images)
         offered: dict[str, list[dict[str, Any]]] = {}
         if kind in {"duplicate", "placeholder"} and images:
-            for row in datasets.rows_of(backend().storage, self.name, self.version, images, status="dropped"):
+            for row in datasets.rows_of(self._manifest, images, status="dropped"):
                 offered.setdefault(row["sha256"], []).append(row)
         return [
             {"row": rows[sha], "edit": self.waiting.get(sha), "stands": sha in self.stands[kind], "offered": offered.get(sha, [])}
@@ -247,9 +263,11 @@ class Report:
         ]
 
     def _rows(self, images: list[str]) -> dict[str, dict[str, Any]]:
-        if not images:
-            return {}
-        return {row["sha256"]: row for row in datasets.rows_of(backend().storage, self.name, self.version, images)}
+        return {row["sha256"]: row for row in datasets.rows_of(self._manifest, images)} if images else {}
+
+    @cached_property
+    def _manifest(self) -> Any:
+        return datasets.table(backend().storage, self.name, self.version)
 
     def _files(self, kind: str, most: int) -> list[dict[str, Any]]:
         """The first files that were dropped for what the kind says, of kinds that have no picture to show."""
