@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from photographs import LOOKS, again, jpeg, photograph
+from playwright.sync_api import expect, sync_playwright
 from werkzeug.serving import make_server
 
 from cli.main import cli
@@ -366,8 +367,10 @@ def test_with_htmx_the_part_is_replaced_and_what_is_wrong_is_told_there(site):
     answer = send(site, htmx=True, kind="dark", action="remove", sha256=one)
     assert (answer.status_code, answer.text.count("<li"), "<html" in answer.text) == (200, 1, False)
     assert re.search(r'to be removed.*id="waiting" hx-swap-oob="true">.*1 change<', answer.text, re.DOTALL)
+    assert re.search(r'id="acts-dark" hx-swap-oob="true">.*Remove all 2<', answer.text, re.DOTALL)
     answer = send(site, htmx=True, kind="near_duplicate", action="remove", group=site.clean[0])
     assert answer.text.count('id="group-') == 1
+    assert "Keep the largest of each, remove 2" in answer.text
     assert "to be removed" in answer.text
     answer = send(site, htmx=True, kind="dark", action="keep")
     assert answer.text.count('<section id="dark"') == 1
@@ -444,6 +447,49 @@ def test_the_command_line_tells_findings(site):
         assert re.search(r"near duplicate\s+6\s+0\s+0", run("wonders").output)
         assert json.loads(run("wonders", "--version", "1", "--json").stdout)["counts"]["dark"] == 3
         assert run("wonders", "--version", "9").exit_code == run("nothing").exit_code == 1
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_in_a_browser_findings_are_decided_in_place(site, settings, chromium):
+    server = make_server("127.0.0.1", 0, create_app(settings), threaded=True)  # with its tokens
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+            page = browser.new_page()
+            complaints: list[str] = []
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+            page.goto(f"http://127.0.0.1:{server.port}/datasets/wonders/v/1/findings")
+            page.evaluate("window.still = true")
+            cells = page.locator("#dark .suspect")
+            cells.nth(0).get_by_label("not a photo of anything").check()
+            cells.nth(0).get_by_role("button", name="Remove").click()
+            expect(cells.nth(0)).to_contain_text("to be removed")
+            expect(cells.nth(0).get_by_role("button", name="Undo")).to_be_focused()
+            expect(page.locator("#waiting")).to_contain_text("1 change of wonders waits")
+            expect(page.locator("#acts-dark")).to_contain_text("Remove all 2")
+            cells.nth(1).get_by_role("button", name="Keep").click()
+            expect(cells.nth(1)).to_contain_text("kept as it is")
+            twins = page.locator("#near_duplicate .twin")
+            twins.nth(0).get_by_role("button", name="Keep the largest").click()
+            expect(twins.nth(0)).to_contain_text("to be removed")
+            page.get_by_role("button", name="Keep the largest of each, remove 2").click()
+            expect(page.locator("#waiting")).to_contain_text("4 changes")
+            page.get_by_role("button", name="Undo 3 removals").click()
+            expect(page.locator("#waiting")).to_contain_text("1 change of wonders waits")
+            assert page.evaluate("window.still")
+            assert list(removals(site).values()) == ["not a photo of anything"]
+            page.set_viewport_size({"width": 360, "height": 740})
+            assert page.evaluate("document.documentElement.scrollWidth") <= 360
+            assert complaints == []
+            browser.close()
     finally:
         server.shutdown()
         thread.join()

@@ -207,25 +207,29 @@ class Report:
             "about": TITLES[kind][1],
             "page": page,
             **shown,
-            "removed": len(self.removed_for(kind)),
             "stands": len(self.standing(kind)),
             "dropped": self.found["dropped"].get(kind, 0),
             "files": self._files(kind, PAGE if page else FIRST),
         }
 
+    def counts(self, kind: str) -> dict[str, int]:
+        """How many images one click on a kind would remove (`left`), and how many were removed because of it (`removed`)."""
+        near = kind == "near_duplicate"
+        left = sum(len(images) - 1 for images in self.groups_left()) if near else len(self.left(kind))
+        return {"left": left, "removed": len(self.removed_for(kind))}
+
     def _near(self, page: int | None) -> dict[str, Any]:
         groups = self.groups_shown()
         pages = _packed(groups) if page else [groups[:GROUPS]]
         shown = pages[(page or 1) - 1] if (page or 1) <= len(pages) else []
-        left = sum(len(images) - 1 for images in self.groups_left())
-        counts = {"count": len(groups), "shown": len(shown), "pages": len(pages), "left": left}
+        counts = {"count": len(groups), "shown": len(shown), "pages": len(pages)}
         kept = [group for group in self.found["groups"] if group not in groups][:GROUPS] if page else []
         return {**counts, "groups": self._grouped(shown, PAGE if page else FIRST), "kept_groups": self._grouped(kept, FIRST)}
 
     def _alone(self, kind: str, page: int | None) -> dict[str, Any]:
         images, size = self.shown(kind), PAGE if page else FIRST
         shown = images[((page or 1) - 1) * size :][:size]
-        counts = {"count": len(images), "shown": len(shown), "pages": -(-len(images) // size), "left": len(self.left(kind))}
+        counts = {"count": len(images), "shown": len(shown), "pages": -(-len(images) // size)}
         return {**counts, "cells": self.cells(kind, shown), "kept_cells": self.cells(kind, self.standing(kind)[:PAGE]) if page else []}
 
     def group(self, first: str) -> dict[str, Any]:
