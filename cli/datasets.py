@@ -1,4 +1,4 @@
-"""`darkroom dataset`: import, scrape, sources, list, show; edit, edits, freeze; versions, diff, restore, delete."""
+"""`darkroom dataset`: import, scrape, sources, list, show, findings; edit, edits, freeze; versions, diff, restore, delete."""
 
 from typing import Any
 
@@ -131,6 +131,25 @@ def show_(client: Client, name: str, version: int | None, as_json: bool) -> None
     )
     show.counts("class", found["classes"])
     show.counts("dropped", found["dropped"])
+
+
+@dataset.command("findings")
+@click.argument("name", type=NAME)
+@click.option("--version", type=click.IntRange(min=1), help="empty: the newest")
+@json_option
+@click.pass_obj
+def findings(client: Client, name: str, version: int | None, as_json: bool) -> None:
+    """What looks odd about the images of a version: duplicates, blurry, dark, small, and what could not be read."""
+    number = version or client.get("datasets", name)["versions"][0]["version"]
+    found = client.get("datasets", name, "versions", number, "findings")
+    if as_json:
+        show.as_json(found)
+        return
+    rows = [
+        (kind.replace("_", " "), f"{n:,}", f"{len(found['accepted'].get(kind, ())):,}", f"{found['dropped'].get(kind, 0):,}")
+        for kind, n in found["counts"].items()
+    ]
+    show.table(("finding", "images", "kept", "dropped"), rows, ("images", "kept", "dropped"))
 
 
 @dataset.command("edit")

@@ -14,7 +14,9 @@ from web.api import install as install_api
 from web.backend import Backend
 
 # a module a noun, each with its `blueprint`
-PAGES = ("pages", "datasets", "versions", "edits", "models", "reports", "batches", "review", "rules", "jobs", "workers", "images")
+PAGES = (
+    "pages", "datasets", "versions", "edits", "findings", "models", "reports", "batches", "review", "rules", "jobs", "workers", "images",
+)  # fmt: skip
 API_PARTS = (
     "api_datasets",
     "api_versions",

@@ -1,10 +1,10 @@
-"""The JSON API of decisions about a dataset's images; its routes are part of `web.api`'s blueprint."""
+"""The JSON API of findings and decisions about a dataset's images; its routes are part of `web.api`'s blueprint."""
 
 from dataclasses import asdict
 
 from flask import Response, jsonify
 
-from shared import datasets, edits
+from shared import datasets, edits, findings
 from web import parameters
 from web.api import blueprint
 from web.backend import backend
@@ -30,4 +30,22 @@ def edit(name: str) -> tuple[Response, int]:
 def undo_edit(name: str, sha256: str) -> tuple[str, int]:
     """Take back what was decided about an image."""
     edits.undo(backend().storage, name, sha256)
+    return "", 204
+
+
+@blueprint.get("/datasets/<name>/versions/<int(max=999999):version>/findings")
+def show_findings(name: str, version: int) -> Response:
+    """What looks odd about the images of a version, and which of it stands."""
+    found = findings.read(backend().storage, name, version)
+    accepted = findings.accepted(backend().storage, name)
+    stands = {kind: [sha256 for sha256 in images if sha256 in accepted[kind]] for kind, images in found["images"].items()}
+    told = {kind: images for kind, images in stands.items() if images}
+    return jsonify(dataset=name, version=version, counts=findings.counts(found), **found, accepted=told)
+
+
+@blueprint.post("/datasets/<name>/accepted")
+def accept_finding(name: str) -> tuple[str, int]:
+    """Let images have a finding, so that it is not shown again; or not, with `"accepted": false`."""
+    said = findings.parse_acceptance(parameters.body())
+    findings.accept(backend().storage, name, said.finding, said.images, said.accepted)
     return "", 204

@@ -14,6 +14,7 @@ from web.backend import backend
 blueprint = Blueprint("edits", __name__)
 FIRST = 12  # suspects on a model's page, and changes on a dataset's
 PAGE = 96  # changes a page
+NOTHING = "not a photo of anything"  # why an image is removed where the box is ticked
 VERBS = {"keep": "kept", "relabel": "relabelled", "remove": "removed"}
 
 
@@ -31,7 +32,7 @@ def decide(name: str) -> Redirect | str:
     """Keep, relabel, remove or undo, for an image of the form; then the page it came from, or with htmx the part that changes."""
     storage, sha256 = backend().storage, request.form.get("sha256", "")
     model, version = request.form.get("model", ""), request.form.get("version", type=int)
-    said = {"sha256": sha256, "why": f"suspect of {model}" if model else ""}
+    said = {"sha256": sha256, "why": NOTHING if request.form.get("nothing") else f"suspect of {model}" if model else ""}
     wrong = ""
     try:
         if request.form.get("action") == "undo":

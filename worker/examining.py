@@ -13,14 +13,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import imagehash
-
-from shared import datasets, edits
+from shared import datasets, duplicates, edits, findings
 from shared.edits import Edit
 from shared.errors import DarkroomError, Invalid
 from shared.images import BadImage, decode
 from shared.settings import Settings
 from shared.storage import Storage, version_name, versions
+from worker import measuring
 from worker.progress import Progress
 
 ENOUGH = 2  # images a class needs: one to train on, one to validate with
@@ -32,7 +31,7 @@ GONE = ("removed", "left_out")  # reasons of pictures that the version before st
 def examine(data: bytes, storage: Storage, settings: Settings, min_side: int = 1) -> dict[str, Any]:
     """Decode `data` whole; if it is a picture, store the original bytes under their hash. Safe to call from several threads.
 
-    Returns columns of a manifest row: sha256, bytes, and either ext, width, height, format, phash or reason and detail.
+    Returns columns of a manifest row: sha256, bytes, and either ext, width, height, format and what `measuring.measure` tells, or reason and detail.
     `min_side`: a picture whose shorter side has fewer pixels is dropped.
     """
     facts = fingerprint(data)
@@ -46,8 +45,8 @@ def examine(data: bytes, storage: Storage, settings: Settings, min_side: int = 1
     # touched, it counts as new, or `darkroom gc` might free it before the version that refers to it is there; a power cut leaves files without their end
     if not (storage.touch(key) and storage.size(key) == len(data)):
         storage.write(key, data, durable=False)  # publishing the version waits for the disk, once for all
-    phash = str(imagehash.phash(picture.image))
-    return {**facts, "ext": picture.extension, "width": picture.width, "height": picture.height, "format": picture.format, "phash": phash}
+    size = {"width": picture.width, "height": picture.height, "format": picture.format}
+    return {**facts, "ext": picture.extension, **size, **measuring.measure(picture.image)}
 
 
 def fingerprint(data: bytes) -> dict[str, Any]:
@@ -202,12 +201,15 @@ class Collection:
         An existing dataset is added to: the version holds the kept rows of the newest version (`info["parent"]`, else None)
         and what was offered now. `labels`: classes that were asked for, whether anything was found or not; `remarks`:
         sentences that explain what is missing; `entries`: the edits that the version includes; `note` and `author` are kept with
-        it. Raises DarkroomError, with nothing published, when fewer than two classes have images or a class has fewer than two.
+        it. Its findings are told of all its rows. Raises DarkroomError, with nothing published, when fewer than two classes have images or a
+        class has fewer than two.
         """
         self._progress.update(phase="publishing")
-        self.carry()  # another job may have published meanwhile
-        rows = self._all_rows()
+        rows = self._measured()
         _check_enough(rows, labels, remarks)
+        duplicates.assign(rows, self._progress.check)
+        before = findings.of_version(self.storage, self.name, self.parent).get("placeholder", ()) if self.parent else ()
+        found = findings.find(rows, duplicates.groups(rows), before)
         info = {
             "dataset": self.name,
             "created": time.time(),
@@ -218,13 +220,24 @@ class Collection:
             "author": author,
             "edits": dict(Counter(edit.action for edit in edits.changes_of(entries))),
             **datasets.summary(rows),
+            "findings": findings.counts(found),
         }
         with tempfile.TemporaryDirectory(prefix="darkroom-dataset-") as folder:
             (Path(folder) / "manifest.parquet").write_bytes(datasets.manifest_bytes(rows))
+            (Path(folder) / "findings.json").write_text(json.dumps(found), encoding="utf-8")
             if entries:
                 (Path(folder) / "edits.json").write_text(json.dumps(edits.as_json(entries), ensure_ascii=False), encoding="utf-8")
             version = self.storage.publish_version(f"datasets/{self.name}", Path(folder), info)
         return _result(self.name, version, info)
+
+    def _measured(self) -> list[dict[str, Any]]:
+        """The rows of the version, each measured. That may take minutes after an earlier Darkroom, in which another job may publish: then the same again."""
+        known: dict[str, dict[str, Any]] = {}
+        while True:
+            self.carry()
+            rows = self._all_rows()
+            if not measuring.complete(rows, self.storage, known, lambda done, total: self.tell("measuring", done, total)):
+                return rows
 
 
 def published(storage: Storage, name: str, job: str) -> dict[str, Any] | None:
