@@ -197,6 +197,7 @@ class ImportSpec(Spec):
     then: ModelRef | None = Field(
         None, title="Then retrain", description="model that is retrained on the version once it is there, with the spec that made it"
     )
+    note: str = Field("", max_length=500, title="Note", description="kept with the version")
 
 
 class ClassQuery(Spec):

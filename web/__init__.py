@@ -14,8 +14,8 @@ from web.api import install as install_api
 from web.backend import Backend
 
 # a module a noun, each with its `blueprint`
-PAGES = ("pages", "datasets", "edits", "models", "reports", "batches", "review", "rules", "jobs", "workers", "images")
-API_PARTS = ("api_datasets", "api_models", "api_rules")  # routes of the API beside those of web/api.py, on the same blueprint
+PAGES = ("pages", "datasets", "edits", "sheet", "models", "reports", "batches", "review", "rules", "jobs", "workers", "images")
+API_PARTS = ("api_datasets", "api_models", "api_rules", "api_sheet")  # routes of the API beside those of web/api.py, on the same blueprint
 
 
 def create_app(settings: Settings) -> Flask:
