@@ -169,7 +169,7 @@ def test_what_a_version_includes_is_kept_there_and_waits_no_more(site):
 def make_model(storage, dataset, name="pets", rows=()):
     out = io.BytesIO()
     said = [
-        {"sha256": f"{n:064x}", "ext": "png", "actual": "cat", "predicted": label, "probability": p, "loss": 1.0} for n, label, p in rows
+        {"sha256": sha256, "ext": "png", "actual": "cat", "predicted": label, "probability": p, "loss": 1.0} for sha256, label, p in rows
     ]
     pq.write_table(pa.Table.from_pylist(said), out)
     info = {"model": name, "job": str(name), "created": 1, "dataset": {"name": dataset, "version": 1}, "classes": CLASSES}
@@ -187,7 +187,8 @@ def make_batch(site, source, rows):
 
 
 def test_what_a_model_said_of_its_validation_images_is_told_by_row(site):
-    make_model(site.storage, NAME, rows=[(3, "dog", 0.9), (1, "cat", 0.75), (99, "cat", 0.5)])
+    shas = [row["sha256"] for row in site.rows]
+    make_model(site.storage, NAME, rows=[(shas[3], "dog", 0.9), (shas[1], "cat", 0.75), ("e" * 64, "cat", 0.5)])
     told = site.client.get(f"{API}/sheet/verdicts?by=pets/v1").json
     assert (told["rows"], plain(told["label"]), told["probability"]) == ([3, 1], ["dog", "cat"], [0.9, 0.75])
 

@@ -370,9 +370,9 @@ const outbox = new Outbox((state, sentence) => {
   const banner = $("stuck");
   if (state === "stuck") stuck(sentence, true);
   if (state === "saved" && banner.dataset.again) banner.hidden = true;
-  const trouble = !banner.hidden;
-  $("kept-state").className = `state ${trouble ? "failed" : state === "saved" ? "done" : ""}`;
-  $("kept-state").textContent = trouble ? "✕ not saved" : state === "saved" ? "✓ saved" : "saving…";
+  if (!banner.hidden) return;
+  $("kept-state").className = `state ${state === "saved" ? "done" : ""}`;
+  $("kept-state").textContent = state === "saved" ? "✓ saved" : "saving…";
 });
 
 /** Says what went wrong; `again`: it is tried again until it works. What was refused is said until the next action. */
@@ -382,6 +382,8 @@ function stuck(sentence, again) {
   banner.dataset.again = again ? "yes" : "";
   banner.querySelector("span").textContent = sentence;
   banner.querySelector("button").hidden = !again;
+  $("kept-state").className = "state failed";
+  $("kept-state").textContent = "✕ not saved";
 }
 
 function settle() {
