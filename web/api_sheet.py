@@ -1,7 +1,6 @@
 """The JSON API of the contact sheet that a person reviews; its routes are part of `web.api`'s blueprint. Everything is gzipped for who takes that."""
 
 import gzip
-from typing import Any
 
 from flask import Response, jsonify, request
 
@@ -59,13 +58,13 @@ def show_image(name: str, version: int, sha256: str) -> Response:
 
 def is_about(batch: Job, name: str) -> bool:
     """Whether a batch was ordered over the images of a dataset."""
-    source: dict[str, Any] = batch.spec["source"]
-    return source["kind"] == "dataset" and source["dataset"] == name
+    source = batch.spec["source"]
+    return (source["kind"], source.get("dataset")) == ("dataset", name)
 
 
 def _packed(data: bytes, tag: str = "") -> Response:
     """Gzipped JSON as an answer, unpacked for who does not take it."""
-    zipped = "gzip" in request.accept_encodings
+    zipped = request.accept_encodings.quality("gzip") > 0
     response = Response(data if zipped else gzip.decompress(data), mimetype="application/json")
     response.vary.add("Accept-Encoding")
     if zipped:
