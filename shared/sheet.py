@@ -122,26 +122,28 @@ def facts(storage: Storage, name: str, version: int, sha256: str) -> dict[str, A
 
 
 def _kept(storage: Storage, name: str, version: int) -> pa.Table:
-    """The columns of the index, read as a stream; a manifest of an earlier Darkroom has no splits."""
-    wanted = ["sha256", *TOLD]
+    """The columns of the index, read as a stream; a manifest of an earlier Darkroom lacks some."""
     parts = []
-    for batch in datasets.row_batches(storage, name, version, [*wanted, "status"]):
+    for batch in datasets.row_batches(storage, name, version, ["sha256", *TOLD, "group", "status"]):
         table = pa.Table.from_batches([batch]).filter(pc.equal(batch["status"], "kept"))
-        if "split" not in table.column_names:
-            table = table.append_column("split", pa.array([""] * len(table)))
+        for column in {"split", "group"} - {*table.column_names}:
+            table = table.append_column(column, pa.array([""] * len(table), pa.string()))
         for column in ("source", "licence"):
             known = pc.if_else(pc.equal(table[column], ""), "unknown", table[column])
             table = table.set_column(table.column_names.index(column), column, known)
-        parts.append(table.select(wanted))
+        parts.append(table.select(["sha256", *TOLD, "group"]))
     if not parts:
         raise NotFound(f"{name} {version_name(version)} has no images.")
     return pa.concat_tables(parts)
 
 
 def _splits(table: pa.Table) -> list[str]:
-    """The side of each image: the one that its import fixed, or the one that a training with the usual share and seed puts it on."""
+    """The side of each image: those that its import fixed, else the ones that a training with the usual share and seed puts them on."""
+    said = table["split"].to_pylist()
+    if "valid" in said:
+        return [side if side in {"valid", "test"} else "train" for side in said]
     valid = datasets.split(list(zip(table["sha256"].to_pylist(), table["label"].to_pylist(), strict=True)), VALID_PCT, SEED)
-    return [fixed or ("valid" if held else "train") for fixed, held in zip(table["split"].to_pylist(), valid, strict=True)]
+    return [side if side == "test" else "valid" if held else "train" for side, held in zip(said, valid, strict=True)]
 
 
 def _coded(column: Any) -> Columns:

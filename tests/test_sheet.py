@@ -88,6 +88,9 @@ def test_the_split_is_what_the_import_fixed_or_what_a_training_takes(site):
     valid = datasets.split([(row["sha256"], row["label"]) for row in site.rows], 0.2, 42)
     assert told == [row["split"] or ("valid" if held else "train") for row, held in zip(site.rows, valid, strict=True)]
     assert {"train", "valid", "test"} == set(told)
+    make_version(site.storage, [{**row, "split": ("valid", "", "test")[n % 3]} for n, row in enumerate(site.rows)])
+    told = plain(site.client.get(f"/api/v1/datasets/{NAME}/versions/2/sheet").json["columns"]["split"])
+    assert told[:3] == ["valid", "train", "test"]  # where an import has named validation images, there are no others
 
 
 def test_the_index_travels_zipped_and_once(site):
