@@ -220,7 +220,8 @@ def test_five_thousand_images_are_cleared_by_keys_and_become_a_version(open_revi
     assert {row["sha256"]: row["label"] for row in datasets.rows(room.storage, NAME, 2)} == expected
     page.goto(f"/datasets/{NAME}/review")
     expect(page.locator("#shown")).to_have_text(f"{len(expected):,} images")
-    expect(page.locator("#freeze")).to_be_hidden()
+    expect(page.locator("#freeze")).to_contain_text("0 relabelled, 0 dropped wait")
+    expect(page.get_by_role("button", name="Make version 3")).to_be_disabled()
 
 
 def test_a_look_closer_decides_walks_and_has_an_address(open_review):

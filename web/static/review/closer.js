@@ -9,34 +9,38 @@ export class Closer {
     this.image = panel.querySelector("img");
     this.list = panel.querySelector("dl");
     this.heading = panel.querySelector("h2");
+    this.place = panel.querySelector("[data-place]");
     this.download = panel.querySelector("[data-original]");
     this.ahead = new Image();
   }
 
   get isOpen() { return !this.panel.hidden; }
 
-  /** Shows a row; `title` and `place` are said above it, and `next` is loaded meanwhile. */
-  show(row, { title, place, next }) {
-    const opened = this.panel.hidden;
+  open() {
     this.panel.hidden = false;
+    this.row = undefined;
     document.documentElement.classList.add("looking");
-    this.heading.textContent = title;
-    this.panel.querySelector("[data-place]").textContent = place;
-    if (row !== this.row || opened) {
-      this.image.src = this.address(row, 896);
-      this.image.srcset = `${this.address(row, 896)} 1x, ${this.address(row, 1792)} 2x`;
-      this.download.href = this.original(row);
-      this.list.replaceChildren();
-      clearTimeout(this.asking);
-      this.asking = setTimeout(() => this.ask(row), opened ? 0 : WAIT);
-    }
-    this.row = row;
-    this.image.alt = title;
-    if (next !== undefined) this.ahead.src = this.address(next, 896);
-    if (opened) this.panel.focus({ preventScroll: true });
+    this.panel.focus({ preventScroll: true });
   }
 
-  hide() {
+  /** Shows a row; `title` and `place` are said beside it, and the picture of `next` is loaded meanwhile. */
+  show(row, { title, place, next }) {
+    this.heading.textContent = title;
+    this.image.alt = title;
+    this.place.textContent = place;
+    if (row === this.row) return;
+    const opened = this.row === undefined;
+    this.row = row;
+    this.image.src = this.address(row, 896);
+    this.image.srcset = `${this.address(row, 896)} 1x, ${this.address(row, 1792)} 2x`;
+    this.download.href = this.original(row);
+    this.list.replaceChildren();
+    clearTimeout(this.asking);
+    this.asking = setTimeout(() => this.ask(row), opened ? 0 : WAIT);
+    if (next !== undefined) this.ahead.src = this.address(next, 896);
+  }
+
+  close() {
     this.panel.hidden = true;
     document.documentElement.classList.remove("looking");
     clearTimeout(this.asking);
