@@ -9,8 +9,8 @@ version, a model version or a batch exists if and only if its info file does. Ke
     uploads/<id>.files.parquet          the names of files that were uploaded one by one, to uploads/blobs/<aa>/<sha256>
     uploads/<id>.list.parquet           an uploaded list of addresses and server paths
     uploads/<id>.model.safetensors      the weights of a model to import, with uploads/<id>.info.json, until it is
-    datasets/<name>/v0001/              manifest.parquet, edits.json (if it was made of edits), info.json; or deleted.json, when it was deleted
-    datasets/<name>/edits/<id>.json     what a person decided about an image
+    datasets/<name>/v0001/              manifest.parquet, findings.json, edits.json (if it was made of edits), info.json; or deleted.json, when it was deleted
+    datasets/<name>/edits/<id>.json     what a person decided about an image, or about many at once
     models/<name>/v0001/                model.safetensors, int8.xml, int8.bin, export.pkl, model.onnx, report.json, info.json
     batches/<job id>/                   items/<first>-<last>.parquet, shards/<first>-<last>.parquet, review/<item id>.json,
                                         results.csv, results.parquet, info.json

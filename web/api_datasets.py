@@ -1,10 +1,11 @@
 """The JSON API of findings and decisions about a dataset's images; its routes are part of `web.api`'s blueprint."""
 
-from dataclasses import asdict
+import re
 
 from flask import Response, jsonify
 
 from shared import datasets, edits, findings
+from shared.specs import JOB_ID
 from web import parameters
 from web.api import blueprint
 from web.backend import backend
@@ -22,14 +23,22 @@ def list_edits(name: str) -> Response:
 
 @blueprint.post("/datasets/<name>/edits")
 def edit(name: str) -> tuple[Response, int]:
-    """Keep, relabel or remove an image of the newest version."""
-    return jsonify(asdict(edits.decide(backend().storage, name, edits.parse_edit(parameters.body())))), 201
+    """Keep, relabel or remove an image of the newest version, or with `edits`, a list, several as one action."""
+    said = parameters.body()
+    if "edits" not in said:
+        return jsonify(edits.as_json([edits.decide(backend().storage, name, edits.parse_edit(said))])[0]), 201
+    action = edits.parse_action(said)
+    made = edits.decide_all(backend().storage, name, action.edits, action.id)
+    return jsonify(id=made[0].id, at=made[0].at, version=made[0].version, images=len(made)), 201
 
 
-@blueprint.delete("/datasets/<name>/edits/<sha256>")
-def undo_edit(name: str, sha256: str) -> tuple[str, int]:
-    """Take back what was decided about an image."""
-    edits.undo(backend().storage, name, sha256)
+@blueprint.delete("/datasets/<name>/edits/<what>")
+def undo_edit(name: str, what: str) -> tuple[str, int]:
+    """Take back what was decided about an image, named by its SHA-256, or by an entry of the log, named by its id."""
+    if re.fullmatch(JOB_ID, what):
+        edits.undo_entry(backend().storage, name, what)
+    else:
+        edits.undo(backend().storage, name, what)
     return "", 204
 
 

@@ -76,7 +76,8 @@ def _back(name: str, sha256: str, model: str, version: int | None) -> str:
 def freeze(name: str) -> Redirect:
     """Order the next version, with what was decided."""
     source = {"kind": "edits", "model": request.form.get("model") or None}
-    return redirect(url_for("jobs.show", job_id=orders.submit(backend(), "import", {"dataset": name, "source": source}).id), 303)
+    spec = {"dataset": name, "source": source, "note": request.form.get("note", "")}
+    return redirect(url_for("jobs.show", job_id=orders.submit(backend(), "import", spec).id), 303)
 
 
 # -- what templates ask -----------------------------------------------------------------------------------------------
@@ -98,7 +99,12 @@ def decision(name: str, sha256: str) -> dict[str, Any]:
     storage = backend().storage
     info = datasets.info(storage, name)
     row = edits.image(storage, info, sha256)
-    return {"label": row and row["label"], "version": info["version"], "classes": info["classes"], "edit": _standing(name).get(sha256)}
+    return {
+        "label": row and row["label"],
+        "version": info["version"],
+        "classes": info["classes"],
+        "edit": edits.standing(storage, name).get(sha256),
+    }
 
 
 def suspects(info: dict[str, Any], report: dict[str, Any]) -> dict[str, Any] | None:
@@ -113,7 +119,7 @@ def suspects(info: dict[str, Any], report: dict[str, Any]) -> dict[str, Any] | N
         return None
     if "suspects" not in report:
         return None
-    standing = _standing(name)
+    standing = edits.standing(storage, name)
     there = edits.labels(storage, newest, [s["sha256"] for s in report["suspects"]])
     found = [{**s, "edit": standing.get(s["sha256"])} for s in report["suspects"] if there.get(s["sha256"]) == s["actual"]]
     return {
@@ -134,11 +140,4 @@ def _suspect(model: str, version: int, sha256: str) -> tuple[dict[str, Any], dic
     found = next((s for s in report.get("suspects", []) if s["sha256"] == sha256), None)
     if found is None:
         raise NotFound(f"{model}/v{version} does not suspect this image.")
-    return {**found, "edit": _standing(info["dataset"]["name"]).get(sha256)}, info
-
-
-def _standing(name: str) -> dict[str, Edit]:
-    """By sha256, what is decided about images and not yet part of a version; and what is kept, whenever that was."""
-    storage = backend().storage
-    waiting = {edit.sha256: edit for edit in edits.pending(storage, name)}
-    return {sha256: edit for sha256, edit in edits.decided(storage, name).items() if edit.action == "keep"} | waiting
+    return {**found, "edit": edits.standing(storage, info["dataset"]["name"]).get(sha256)}, info
