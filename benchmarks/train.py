@@ -70,8 +70,8 @@ def _imported(home: Path, train: Path) -> Storage:
 def _both(home: Path, storage: Storage, train: Path, held_out: Path, args: argparse.Namespace, seed: int) -> dict[str, Any]:
     """What each contender has to say of a seed, and how many photographs it was trained and judged on."""
     rows = datasets.rows(storage, DATASET, 1)
-    valid = datasets.split([(row["sha256"], row["label"]) for row in rows], TrainSpec(dataset=DATASET).valid_pct, seed)
-    sides = [[str(train / row["name"]) for row, on_valid in zip(rows, valid, strict=True) if on_valid == side] for side in (False, True)]
+    split = datasets.sides(rows, TrainSpec(dataset=DATASET).valid_pct, seed)
+    sides = [[str(train / row["name"]) for row, on in zip(rows, split, strict=True) if on == side] for side in ("train", "valid")]
     judged = sides[1] + sorted(str(path) for path in held_out.glob("*/*.jpg"))
     run = Run(*sides, judged, args.arch, args.epochs, seed, DATASET)
     found: dict[str, Any] = {"images": len(sides[0]), "valid": len(sides[1]), "judged": len(judged)}

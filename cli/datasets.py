@@ -1,4 +1,4 @@
-"""`darkroom dataset`: import, export, scrape, sources, list, show; edit, edits, freeze."""
+"""`darkroom dataset`: import, export, scrape, sources, list, show, findings; edit, edits, freeze; versions, diff, restore, delete."""
 
 from pathlib import Path
 from typing import Any, get_args
@@ -8,12 +8,14 @@ import click
 from cli import show
 from cli.client import Client
 from cli.follow import notice, tell
-from cli.options import Checked, checked, json_option, spec_options, wait_option
+from cli.options import Checked, checked, json_option, making, spec_options, wait_option
 from cli.pack import existing, upload
-from shared.specs import ImportSpec, ModelRef, Name, PackSpec, ScrapeSpec, rename_lines
+from shared.specs import ModelRef, Name, PackSpec, ScrapeSpec, rename_lines
 
 NAME = Checked("name", Name)
 FORMATS = get_args(PackSpec.model_fields["format"].annotation)
+VERSION = click.IntRange(min=1, max=999_999)
+PARTS = ("added", "removed", "relabelled")  # of a diff
 
 
 @click.group("dataset")
@@ -30,7 +32,7 @@ def dataset() -> None:
 @click.option(
     "--rename", multiple=True, metavar="OLD=NEW", help="what a class is called from now on; two may become one, and OLD= is left out"
 )
-@click.option("--note", default="", help=ImportSpec.model_fields["note"].description)
+@making
 @wait_option
 @json_option
 @click.pass_obj
@@ -42,15 +44,15 @@ def import_(
     other: str | None,
     only: tuple[str, ...],
     rename: tuple[str, ...],
-    note: str,
     wait: bool,
     as_json: bool,
+    **told: str,
 ) -> None:
     """Make a dataset of a folder, zip or tar that has a folder per class or a table of classes, of a CSV, or of another dataset."""
     if (path is None) == (other is None):
         raise click.UsageError("Say what to import: PATH, or --from NAME.")
     try:
-        common = {"dataset": name, "classes": rename_lines(rename), "note": note}
+        common = {"dataset": name, "classes": rename_lines(rename), **told}
     except ValueError as error:
         raise click.UsageError(f"--rename: {error}.") from None
     source = {"kind": "folder", "path": path} if on_server else _other(other, only) if other else None
@@ -93,7 +95,8 @@ def export(client: Client, name: str, version: int | None, form: str, out: Path 
 @click.option(
     "--address", "addresses", multiple=True, metavar="NAME=ADDRESS", help="the address of an image of a class, taken before any search"
 )
-@spec_options(ScrapeSpec, leave_out=("dataset", "classes"))
+@spec_options(ScrapeSpec, leave_out=("dataset", "classes", "note", "author"))
+@making
 @wait_option
 @json_option
 @click.pass_obj
@@ -170,11 +173,35 @@ def show_(client: Client, name: str, version: int | None, as_json: bool) -> None
             ("images", f"{found['images']:,}"),
             ("size", show.size(found["bytes"])),
             ("made", show.ago(found["created"])),
-            ("from", found.get("source")),
+            ("by", found.get("author")),
+            ("note", found.get("note")),
+            ("from", _source(found)),
+            ("parent", f"v{found['parent']}" if found.get("parent") else None),
+            ("licences", _licences(found)),
+            ("hash", found["hash"]),
         ]
     )
     show.counts("class", found["classes"])
     show.counts("dropped", found["dropped"])
+
+
+@dataset.command("findings")
+@click.argument("name", type=NAME)
+@click.option("--version", type=click.IntRange(min=1), help="empty: the newest")
+@json_option
+@click.pass_obj
+def findings(client: Client, name: str, version: int | None, as_json: bool) -> None:
+    """What looks odd about the images of a version: duplicates, blurry, dark, small, and what could not be read."""
+    number = version or client.get("datasets", name)["versions"][0]["version"]
+    found = client.get("datasets", name, "versions", number, "findings")
+    if as_json:
+        show.as_json(found)
+        return
+    rows = [
+        (kind.replace("_", " "), f"{n:,}", f"{len(found['accepted'].get(kind, ())):,}", f"{found['dropped'].get(kind, 0):,}")
+        for kind, n in found["counts"].items()
+    ]
+    show.table(("finding", "images", "kept", "dropped"), rows, ("images", "kept", "dropped"))
 
 
 @dataset.command("edit")
@@ -226,10 +253,108 @@ def edits(client: Client, name: str, as_json: bool) -> None:
 @dataset.command("freeze")
 @click.argument("name", type=NAME)
 @click.option("--model", type=Checked("model", ModelRef), help="the model that gave cause, to be trained again afterwards")
+@making
 @wait_option
 @json_option
 @click.pass_obj
-def freeze(client: Client, name: str, model: str | None, wait: bool, as_json: bool) -> None:
+def freeze(client: Client, name: str, model: str | None, wait: bool, as_json: bool, **told: str) -> None:
     """Make the next version, with what was decided."""
-    spec = checked("import", {"dataset": name, "source": {"kind": "edits", "model": model}})
+    spec = checked("import", {"dataset": name, "source": {"kind": "edits", "model": model}, **told})
     tell(client, client.submit("datasets", name, "import", spec=spec), wait, as_json)
+
+
+@dataset.command("versions")
+@click.argument("name", type=NAME)
+@json_option
+@click.pass_obj
+def versions(client: Client, name: str, as_json: bool) -> None:
+    """Every version, the newest first: what made it, and what its images may be used for."""
+    found = client.get("datasets", name)["versions"]
+    if as_json:
+        show.as_json(found)
+        return
+    rows = [
+        (f"v{v['version']}", show.ago(v["created"]), v.get("author", ""), f"{v['images']:,}", _source(v), _licences(v), v.get("note", ""))
+        for v in found
+    ]
+    show.table(("version", "made", "by", "images", "from", "licences", "note"), rows, ("images",))
+
+
+def _source(info: dict[str, Any]) -> str:
+    """What a version was made of, in a few words."""
+    source = info.get("source") or ""
+    if not isinstance(source, dict):
+        return str(source)
+    if source["kind"] == "restore":
+        return f"restored v{source['version']}"
+    more = source.get("path") or source.get("batch") or source.get("dataset") or ", ".join(source.get("sources", ()))
+    return f"{source['kind']}{f': {more}' if more else ''}"
+
+
+def _licences(info: dict[str, Any]) -> str:
+    return ", ".join(f"{licence} {n:,}" for licence, n in info.get("licences", {}).items())
+
+
+@dataset.command("diff")
+@click.argument("name", type=NAME)
+@click.argument("old", type=VERSION)
+@click.argument("new", type=VERSION)
+@click.option("--label", help="what changed in this class alone")
+@json_option
+@click.pass_obj
+def diff(client: Client, name: str, old: int, new: int, label: str | None, as_json: bool) -> None:
+    """What changed from one version to another: images added, removed and relabelled."""
+    found = _diff(client, name, old, new, label)
+    if as_json:
+        show.as_json(found)
+        return
+    parts = [f"{found['total'][part]:,} {part}" for part in PARTS]
+    click.echo(f"From {name} v{old} to v{new}: {', '.join(parts)}; {found['unchanged']:,} unchanged.")
+    columns = ("added", "removed", "came", "left")
+    classes = [c for c in found["classes"] if label in {None, c["label"]}]
+    if classes:
+        show.table(("class", *columns), [(c["label"], *(c[key] or "" for key in columns)) for c in classes], columns)
+    rows = [
+        (part, row["sha256"], row.get("before", row["label"]), row["label"] if "before" in row else "", row.get("detail", ""))
+        for part in PARTS
+        for row in found[part]
+    ]
+    if rows:
+        show.table(("what", "sha256", "label", "becomes", "why"), rows)
+
+
+def _diff(client: Client, name: str, old: int, new: int, label: str | None) -> dict[str, Any]:
+    """All pages of a diff as one."""
+    ends = {"from": old, "to": new, "label": label, "limit": 1000}
+    found: dict[str, Any] = client.get("datasets", name, "diff", **ends)
+    while found["next"] is not None:
+        page = client.get("datasets", name, "diff", start=found["next"], **ends)
+        found |= {part: found[part] + page[part] for part in PARTS} | {"next": page["next"]}
+    return found
+
+
+@dataset.command("restore")
+@click.argument("name", type=NAME)
+@click.argument("version", type=VERSION)
+@making
+@wait_option
+@json_option
+@click.pass_obj
+def restore(client: Client, name: str, version: int, wait: bool, as_json: bool, **told: str) -> None:
+    """Make the next version, with the images and labels that an earlier one has."""
+    spec = checked("import", {"dataset": name, "source": {"kind": "restore", "version": version}, **told})
+    tell(client, client.submit("datasets", name, "import", spec=spec), wait, as_json)
+
+
+@dataset.command("delete")
+@click.argument("name", type=NAME)
+@click.option("--version", type=VERSION, help="delete this version alone; empty: the whole dataset")
+@click.option("--yes", is_flag=True, help="do not ask")
+@click.pass_obj
+def delete(client: Client, name: str, version: int | None, yes: bool) -> None:
+    """Delete a dataset, or one version, if no model, batch, job or later version needs it; `darkroom gc` then frees its images."""
+    what = f"{name} v{version}" if version else f"all versions of {name}"
+    if not yes:
+        click.confirm(f"Delete {what}?", abort=True)
+    client.delete("datasets", name, *(("versions", version) if version else ()))
+    click.echo(f"Deleted: {what}. `darkroom gc` shows which images nothing needs any more.")

@@ -110,6 +110,19 @@ def recover(as_json: bool, **overrides: Any) -> None:
         click.echo(f"{len(found)} jobs were recovered." if found else "Nothing is missing: the ledger knows every job of the storage.")
 
 
+@cli.command("gc")
+@click.option("--delete", is_flag=True, help="free it; without this nothing is deleted")
+@click.option("--older-than", default="1d", show_default=True, help="leave what is younger, such as 12h, 7d or 0")
+@setting_option("storage")
+@json_option
+def gc(delete: bool, older_than: str, as_json: bool, **overrides: Any) -> None:
+    """Show what nothing on the storage refers to any more, and with --delete free it; the web and workers may run meanwhile."""
+    from cli import start
+
+    heaps, freed = start.garbage(load(**overrides), older_than, delete)
+    show.garbage([heap.as_json() for heap in heaps], freed, as_json)
+
+
 @cli.command("demo")
 @click.option("--once", is_flag=True, help="end when the demo is through, instead of leaving it running")
 @setting_option("port")

@@ -1,5 +1,6 @@
 """Click options made from the fields of specs and settings, so that flags, defaults, bounds and help are theirs."""
 
+import getpass
 from collections.abc import Callable
 from typing import Any, Literal, get_args, get_origin
 
@@ -15,6 +16,23 @@ Decorator = Callable[[Any], Any]
 
 json_option: Decorator = click.option("--json", "as_json", is_flag=True, help="print one JSON value, for scripts")
 wait_option: Decorator = click.option("--wait", is_flag=True, help="follow the job to its end")
+
+
+def _user() -> str:
+    """Who runs this, as the system says; empty where it does not know."""
+    try:
+        return getpass.getuser()[:100]
+    except (OSError, KeyError):  # a user of a container, say, who has a number and no name
+        return ""
+
+
+note_option: Decorator = click.option("--note", default="", help="kept with the version, such as what was done and why")
+author_option: Decorator = click.option("--author", default=_user, show_default="your user name", help="who makes the version")
+
+
+def making(command: Any) -> Any:
+    """The options of every command that makes a version of a dataset: --note and --author."""
+    return note_option(author_option(command))
 
 
 def spec_options(spec: type[Spec], leave_out: tuple[str, ...], defaults: bool = True) -> Decorator:

@@ -125,3 +125,29 @@ def position(found: dict[str, Any]) -> str:
     """`1,024/10,000`, or nothing."""
     done, total = measure(found)
     return f"{done:,}/{total:,}" if total else ""
+
+
+def garbage(heaps: list[dict[str, Any]], freed: dict[str, dict[str, int]], as_json_: bool) -> None:
+    """What `darkroom gc` found, and what it freed: nothing if it only looked."""
+    if as_json_:
+        as_json({"found": heaps, "freed": freed})
+        return
+    some = [heap for heap in heaps if heap["files"] or heap["younger"]]
+    rows = [(h["kind"], f"{h['files']:,}", size(h["bytes"]), f"{h['younger']:,}", h["what"]) for h in some]
+    if rows:
+        table(("kind", "files", "size", "too young", "what"), rows, ("files", "size", "too young"))
+    for heap in (heap for heap in some if heap["examples"]):
+        more = f" and {heap['files'] - len(heap['examples']):,} more" if heap["files"] > len(heap["examples"]) else ""
+        click.echo(f"{heap['kind']}: {', '.join(map(clean, heap['examples']))}{more}")
+        if heap["waits"]:
+            click.echo(heap["waits"])
+    if held := next((heap["held_by"] for heap in some if heap["held_by"]), ""):
+        click.echo(f"What was written since the job {held} was ordered is too young until that has ended.")
+    ready = [heap for heap in heaps if heap["files"] and not heap["waits"]]
+    if freed:
+        files, room = (sum(told[key] for told in freed.values()) for key in ("files", "bytes"))
+        click.echo(f"{files:,} {'file was' if files == 1 else 'files were'} deleted: {size(room)}.")
+    elif ready:
+        click.echo(f"Nothing was deleted. `darkroom gc --delete` frees {size(sum(heap['bytes'] for heap in ready))}.")
+    else:
+        click.echo("There is nothing to free.")

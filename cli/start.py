@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import redis
 
@@ -25,6 +26,9 @@ from shared.errors import DarkroomError, Unavailable
 from shared.jobs import JobStore, connect
 from shared.settings import Settings
 from shared.storage import Storage
+
+if TYPE_CHECKING:
+    from shared.garbage import Heap
 
 WORKERS = ("predict,classify", "train", "scrape")  # the workers that `up` starts, by their queues
 REDIS_CONF = """\
@@ -97,6 +101,17 @@ def recovered(settings: Settings) -> list[str]:
 
     settings = with_redis(settings)
     return recover(JobStore(connect(settings.redis_url or "")), Storage(settings.storage, settings.cache))
+
+
+def garbage(settings: Settings, older_than: str, delete: bool) -> tuple[list["Heap"], dict[str, dict[str, int]]]:
+    """What nothing on the storage refers to any more, and what was freed of it: nothing unless `delete`. Raises Invalid and Unavailable."""
+    from shared.garbage import find, free, seconds
+
+    grace = seconds(older_than)
+    settings = with_redis(settings)
+    store, storage = JobStore(connect(settings.redis_url or "")), Storage(settings.storage, settings.cache)
+    heaps = find(store, storage, grace)
+    return heaps, free(store, storage, heaps) if delete else {}
 
 
 def up(settings: Settings) -> None:

@@ -1,12 +1,13 @@
 """Datasets on storage: pictures once by content, and immutable versions that refer to them.
 
-A version is a Parquet manifest with one row per picture that was offered, kept or dropped, and an `info.json`. The
-validation split is no column but a function of a picture's bytes and a seed: it stays the same as the dataset grows,
-and equal bytes never sit on both sides.
+A version is a Parquet manifest with one row per picture that was offered, kept or dropped, its findings, and an `info.json`. The
+validation split is no column but a function of a picture's duplicate group and a seed: it stays the same as the dataset grows,
+and neither equal bytes nor near duplicates sit on both sides. An import may say otherwise, picture by picture.
 """
 
 import hashlib
 import io
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -44,8 +45,17 @@ MANIFEST = pa.schema(
         ("query", pa.string()),  # what was searched for
         ("creator_url", pa.string()),
         ("attribution", pa.string()),  # the sentence that the source asks to be named with
+        # how it looks (worker/measuring.py); null in versions of before it was measured
+        ("brightness_p5", pa.float32()),  # of luma, 0 black to 1 white
+        ("brightness_p99", pa.float32()),
+        ("sharpness", pa.float32()),  # steepest edges against the range of brightness
+        ("entropy", pa.float32()),  # of luma, bits
+        ("chroma", pa.float32()),  # distance from grey, 0 to 1
+        ("thumb", pa.string()),  # 12 x 12 luma and 4 x 4 x 2 chroma, uint8, as base64
     ]
 )
+
+DELETED = "deleted.json"  # in the folder of a version that was deleted: {"at": seconds since 1970}
 
 
 def image_key(sha256: str, ext: str) -> str:
@@ -65,9 +75,14 @@ def exports(storage: Storage, name: str, version: int) -> list[dict[str, Any]]:
 
 
 def blank_row(**values: Any) -> dict[str, Any]:
-    """A manifest row: empty text and zeros, but for `values`."""
-    row: dict[str, Any] = {f.name: 0 if pa.types.is_integer(f.type) else "" for f in MANIFEST}
-    return {**row, **values}
+    """A manifest row: empty text, zeros, and None for what is measured, but for `values`."""
+    return {**{field.name: _nothing(field) for field in MANIFEST}, **values}
+
+
+def _nothing(field: pa.Field) -> Any:
+    if pa.types.is_floating(field.type):
+        return None
+    return 0 if pa.types.is_integer(field.type) else ""
 
 
 def manifest_bytes(rows: list[dict[str, Any]]) -> bytes:
@@ -108,8 +123,9 @@ def latest(storage: Storage, name: str) -> int:
 def info(storage: Storage, name: str, version: int | None = None) -> dict[str, Any]:
     """The info of a version, the newest if none is named. Raises NotFound.
 
-    Keys: dataset, version, created (seconds since 1970), job, parent (the version it adds to, or None), source, images, classes
-    ({name: count}), dropped ({reason: count}), edits ({action: count} of the changes it includes), licences, bytes, hash.
+    Keys: dataset, version, created (seconds since 1970), job, parent (the version it adds to, or None), source, note and author (empty, and
+    missing for versions from before there were any), images, classes ({name: count}), dropped ({reason: count}), edits ({action: count} of
+    the changes it includes), licences, bytes, hash, findings ({kind: count}, shared/findings.py; missing as well for versions from before).
     """
     number = latest(storage, name) if version is None else version
     check(Name, name)
@@ -119,25 +135,55 @@ def info(storage: Storage, name: str, version: int | None = None) -> dict[str, A
         raise NotFound(f"There is no version {number} of the dataset {name!r}.") from None
 
 
+def restored(info: dict[str, Any]) -> int | None:
+    """The version whose images and labels the version with this info has again; None for one that restores nothing."""
+    source = info.get("source")
+    return source["version"] if isinstance(source, dict) and source.get("kind") == "restore" else None
+
+
+def delete(storage: Storage, name: str, version: int) -> None:
+    """Delete a version that nothing was made from. Its number is not given again, and the edits it included wait once more.
+
+    The manifest stays until `darkroom gc` frees it and the images, so that a job which has just read it loses none. Raises NotFound.
+    """
+    info(storage, name, version)
+    folder = f"datasets/{name}/{version_name(version)}"
+    storage.write_json(f"{folder}/{DELETED}", {"at": time.time()})  # the folder stays, and with it the number
+    storage.delete(f"{folder}/info.json")
+    if not versions(storage, f"datasets/{name}"):
+        storage.delete(f"datasets/{name}/edits")  # what was decided about images of a dataset that is no more
+
+
 def rows(
     storage: Storage, name: str, version: int, label: str | None = None, status: str = "kept", start: int = 0, limit: int | None = None
 ) -> list[dict[str, Any]]:
     """Manifest rows of a version, of one class if `label` is given, in manifest order. Raises NotFound."""
+    whole = table(storage, name, version)
+    keep = pc.equal(whole["status"], status)
+    if label is not None:
+        keep = pc.and_(keep, pc.equal(whole["label"], label))
+    return whole.filter(keep).slice(start, limit).to_pylist()  # type: ignore[no-any-return]
+
+
+def table(storage: Storage, name: str, version: int) -> pa.Table:
+    """The whole manifest of a version, with the columns of `MANIFEST`. Raises NotFound."""
     check(Name, name)
     with storage.open(f"datasets/{name}/{version_name(version)}/manifest.parquet") as f:
-        table = _completed(pq.read_table(f))
-    keep = pc.equal(table["status"], status)
-    if label is not None:
-        keep = pc.and_(keep, pc.equal(table["label"], label))
-    return table.filter(keep).slice(start, limit).to_pylist()  # type: ignore[no-any-return]
+        return _completed(pq.read_table(f))
 
 
-def _completed(table: pa.Table) -> pa.Table:
+def rows_of(whole: pa.Table, sha256s: Iterable[str], status: str = "kept") -> list[dict[str, Any]]:
+    """The rows of some images in a manifest, in its order."""
+    wanted = pc.and_(pc.equal(whole["status"], status), pc.is_in(whole["sha256"], pa.array(sorted(set(sha256s)), pa.string())))
+    return whole.filter(wanted).to_pylist()  # type: ignore[no-any-return]
+
+
+def _completed(found: pa.Table) -> pa.Table:
     """A manifest of an earlier Darkroom has fewer columns: those that it lacks are empty."""
     for field in MANIFEST:
-        if field.name not in table.column_names:
-            table = table.append_column(field, pa.repeat(pa.scalar(0 if pa.types.is_integer(field.type) else "", field.type), len(table)))
-    return table.select(MANIFEST.names)
+        if field.name not in found.column_names:
+            found = found.append_column(field, pa.repeat(pa.scalar(_nothing(field), field.type), len(found)))
+    return found.select(MANIFEST.names)
 
 
 def row_batches(storage: Storage, name: str, version: int | None, columns: list[str], size: int = 10_000) -> Iterator[pa.RecordBatch]:
@@ -147,23 +193,37 @@ def row_batches(storage: Storage, name: str, version: int | None, columns: list[
         yield from pq.ParquetFile(f).iter_batches(size, columns=columns)
 
 
-def split(items: list[tuple[str, str]], valid_pct: float, seed: int) -> list[bool]:
-    """Which of `items`, (sha256, label) each, are for validation. Deterministic, and stable as a dataset grows.
+def sides(rows: list[dict[str, Any]], valid_pct: float, seed: int) -> list[str]:
+    """On which side of the split each kept row of a version is: train, valid or test.
 
-    A picture is for validation when the hash of its bytes and the seed falls into the lowest `valid_pct` of all hashes.
-    A class of two pictures or more has at least one on each side. That replaces fastai's RandomSplitter, whose split
-    changes entirely with one picture more, so that two versions of a dataset could not be compared.
+    What an import said (the column `split`) holds: if it has validation pictures, they are all there are, and test pictures are for neither. Otherwise
+    `split` decides by group; a picture that is like no other is a group of its own.
     """
-    position = [int.from_bytes(hashlib.sha256(f"{seed}:{sha256}".encode()).digest()[:8]) / 2**64 for sha256, _ in items]
-    valid = [p < valid_pct for p in position]
-    members: dict[str, list[int]] = {}
-    for i, (_, label) in enumerate(items):
-        members.setdefault(label, []).append(i)
-    for indices in members.values():
-        if len(indices) < 2:
+    said = [row["split"] for row in rows]
+    if "valid" in said:
+        return [side if side in {"valid", "test"} else "train" for side in said]
+    used = [row for row in rows if row["split"] != "test"]
+    valid = iter(split([(row["group"] or row["sha256"], row["label"]) for row in used], valid_pct, seed))
+    return ["test" if side == "test" else "valid" if next(valid) else "train" for side in said]
+
+
+def split(items: list[tuple[str, str]], valid_pct: float, seed: int) -> list[bool]:
+    """Which of `items`, (group, label) each, are for validation. Deterministic, and stable as a dataset grows.
+
+    A group is for validation when the hash of its name and the seed falls into the lowest `valid_pct` of all hashes. A class of two groups or more has at
+    least one on each side. That replaces fastai's RandomSplitter, whose split changes entirely with one picture more, so that two versions of a dataset
+    could not be compared.
+    """
+    position = {group: int.from_bytes(hashlib.sha256(f"{seed}:{group}".encode()).digest()[:8]) / 2**64 for group, _ in items}
+    valid = {group for group, p in position.items() if p < valid_pct}
+    members: dict[str, set[str]] = {}
+    for group, label in items:
+        members.setdefault(label, set()).add(group)
+    for groups in members.values():
+        if len(groups) < 2:
             continue
-        if not any(valid[i] for i in indices):
-            valid[min(indices, key=position.__getitem__)] = True
-        elif all(valid[i] for i in indices):
-            valid[max(indices, key=position.__getitem__)] = False
-    return valid
+        if not groups & valid:
+            valid.add(min(groups, key=position.__getitem__))
+        elif groups <= valid:
+            valid.remove(max(groups, key=position.__getitem__))
+    return [group in valid for group, _ in items]

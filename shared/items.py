@@ -35,7 +35,17 @@ from shared.datasets import image_key
 from shared.errors import DarkroomError, Invalid, NotFound
 from shared.images import IMAGE_SUFFIXES, BadImage, read_bounded
 from shared.settings import Settings
-from shared.specs import DatasetSource, EditsSource, FailedSource, FolderSource, ListSource, ReviewSource, UploadSource, UrlsSource
+from shared.specs import (
+    DatasetSource,
+    EditsSource,
+    FailedSource,
+    FolderSource,
+    ListSource,
+    RestoreSource,
+    ReviewSource,
+    UploadSource,
+    UrlsSource,
+)
 from shared.storage import Storage
 from shared.tables import table_name
 from shared.tars import HARMLESS, RATIO
@@ -49,7 +59,7 @@ _JUNK = {"__macosx", ".ds_store", "thumbs.db", "desktop.ini"}
 
 Item = tuple[str, str, str]  # uri, locator, cursor
 Wanted = Callable[[str], bool]  # whether a file is an item, by its name
-Source = FolderSource | UploadSource | UrlsSource | ListSource | DatasetSource | FailedSource | ReviewSource | EditsSource
+Source = FolderSource | UploadSource | UrlsSource | ListSource | DatasetSource | FailedSource | ReviewSource | EditsSource | RestoreSource
 
 
 def upload_key(upload_id: str) -> str:
@@ -82,7 +92,7 @@ def check(source: Source, storage: Storage, settings: Settings) -> None:
             check_place(source.path, settings)
         case UploadSource() | ListSource():
             keys = [list_key(source.id)] if isinstance(source, ListSource) else [files_key(source.id), upload_key(source.id)]
-            if not any(storage.exists(key) for key in keys):
+            if not any(storage.touch(key) for key in keys):  # it counts as new: `darkroom gc` leaves it for the job
                 what = "list" if isinstance(source, ListSource) else "upload"
                 raise NotFound(f"There is no {what} {source.id!r}; it may have been cleared. Upload it again.")
         case DatasetSource():
@@ -127,7 +137,7 @@ def walk(source: Source, storage: Storage, settings: Settings, after: str = "", 
             yield from _walk_dataset(source, storage, after)
         case FailedSource():
             yield from _walk_failed(source, storage, after)
-        case ReviewSource() | EditsSource():
+        case ReviewSource() | EditsSource() | RestoreSource():
             raise Invalid("What a person decided is imported as a dataset; it is no source of a batch.", field="source")
 
 

@@ -55,6 +55,7 @@ def info(storage: Storage, name: str, version: int) -> dict[str, Any]:
 
     Keys: model, version, created (seconds since 1970), job, arch, classes (list, in the order of the outputs), image_size, resize (how an image becomes a square),
     spec (the TrainSpec), dataset ({name, version, hash, images}), parent, error_rate, valid_images, train_images,
+    test_images (that the dataset's import keeps for tests, for neither of the two; missing for models from before they were),
     train_seconds, epochs (rows), best_epoch (whose weights these are, from 1), temperature (that the last layer was divided by; missing for
     models from before there was one), base_lr, batch_size, mixed_precision, remarks (sentences), device, gpus (missing for models from before there could be several), libraries ({name: version}), int8 ({offered, agreement: share of validation images with
     the exact network's label, images; if offered close: lead of the best class over the second, nats, below which the exact network

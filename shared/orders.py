@@ -29,6 +29,7 @@ from shared.specs import (
     LookSpec,
     Name,
     PackSpec,
+    RestoreSource,
     ReviewSource,
     ScrapeSpec,
     TrainSpec,
@@ -89,11 +90,11 @@ def settle(desk: Desk, spec: AnySpec) -> AnySpec:
     if isinstance(spec, ScrapeSpec) and "folder" in spec.sources:
         return spec.model_copy(update={"folder": _settle_folder(spec.folder, desk.settings)})
     if isinstance(spec, ImportSpec):
-        return _settle_import(desk, spec)
+        return spec.model_copy(update={"source": _settle_import(desk, spec), "then": spec.then and _settle_then(storage, spec.then)})
     if isinstance(spec, ExportSpec):
         name, version = models.resolve(storage, spec.model)
         return spec.model_copy(update={"model": f"{name}/v{version}"})
-    if isinstance(spec, AdoptSpec) and not storage.exists(weights.key(spec.upload, "info.json")):
+    if isinstance(spec, AdoptSpec) and not all(storage.touch(weights.key(spec.upload, f)) for f in ("info.json", "model.safetensors")):
         raise NotFound("What was uploaded is not here any more. Send both files of the model again.")
     if isinstance(spec, LookSpec | PackSpec):
         return spec.model_copy(update={"version": datasets.info(storage, spec.dataset, spec.version)["version"]})
@@ -116,15 +117,6 @@ def _settle_folder(path: str, settings: Settings) -> str:
         raise Invalid(str(error), field="folder") from None
 
 
-def _settle_import(desk: Desk, spec: ImportSpec) -> ImportSpec:
-    """The order with the versions it names. Raises Invalid, NotFound or Conflict."""
-    storage, source = desk.storage, spec.source
-    source = _settle_edits(storage, spec.dataset, source) if isinstance(source, EditsSource) else _settle_source(desk, source)
-    if isinstance(source, ClassesSource) and source.dataset == spec.dataset:
-        _check_renaming(storage, spec, source)
-    return spec.model_copy(update={"source": source, "then": spec.then and _settle_then(storage, spec.then)})
-
-
 def _settle_start(storage: Storage, spec: TrainSpec) -> str:
     """What a training starts from, with the version if it is a model. Raises Invalid or NotFound."""
     if not spec.from_model:
@@ -139,6 +131,31 @@ def _settle_then(storage: Storage, ref: str) -> str:
     name, version = models.resolve(storage, ref)
     models.retraining(models.info(storage, name, version))
     return f"{name}/v{version}"
+
+
+def _settle_import(desk: Desk, spec: ImportSpec) -> Source:
+    """What a version is made of. Raises Invalid, NotFound or Conflict."""
+    match spec.source:
+        case EditsSource():
+            return _settle_edits(desk.storage, spec.dataset, spec.source)
+        case RestoreSource(version=version):
+            _check_restore(desk.storage, spec.dataset, version)
+            if spec.classes:
+                raise Invalid("A version is restored as it was; rename its classes afterwards.", field="classes")
+            return spec.source
+    source = _settle_source(desk, spec.source)
+    if isinstance(source, ClassesSource) and source.dataset == spec.dataset:
+        _check_renaming(desk.storage, spec, source)
+    return source
+
+
+def _check_restore(storage: Storage, dataset: str, version: int) -> None:
+    """Raises NotFound for a version that is not there, and Conflict for one that would change nothing."""
+    newest, old = datasets.info(storage, dataset), datasets.info(storage, dataset, version)
+    if version == newest["version"]:
+        raise Conflict(f"v{version} is the newest version of {dataset}; there is nothing to restore.")
+    if old["hash"] == newest["hash"]:
+        raise Conflict(f"v{newest['version']}, the newest version of {dataset}, has the images and labels of v{version} already.")
 
 
 def _settle_edits(storage: Storage, dataset: str, source: EditsSource) -> EditsSource:

@@ -37,7 +37,7 @@ JOB_ID = r"^[0-9a-v]{20}$"
 MAX_RENAMES = 10_000
 MAX_FOLDER = 300  # characters of the old name of a class: a folder may have any
 HIDDEN = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})  # Unicode categories: control, bidirectional, invisible, half of a pair, ends of lines
-SOURCES = ("folder", "upload", "urls", "list", "dataset", "failed", "review", "edits")
+SOURCES = ("folder", "upload", "urls", "list", "dataset", "failed", "review", "edits", "restore")
 # torchvision's, which are offered first; any other name is timm's
 ARCHITECTURES = (
     "resnet18", "resnet34", "resnet50", "squeezenet1_0", "squeezenet1_1", "mobilenet_v3_small", "mobilenet_v3_large",
@@ -150,6 +150,25 @@ SourceName = Literal[
     "openverse", "commons", "flickr", "brave", "serpapi", "google", "pexels", "unsplash", "duckduckgo", "bing", "urls", "folder"
 ]
 Licence = Literal["any", "known", "commercial", "modification", "public"]
+
+
+def check_note(value: str) -> str:
+    """A text that people leave, one line or several, stripped. Raises ValueError for control, bidirectional or invisible characters."""
+    value = unicodedata.normalize("NFC", value).strip()
+    lines = value.replace("\r\n", "\n").split("\n")
+    if any(unicodedata.category(c) in HIDDEN for line in lines for c in line):
+        raise ValueError("a note cannot hold control, bidirectional or invisible characters")
+    return "\n".join(lines)
+
+
+def check_author(value: str) -> str:
+    """Who did something, one line, stripped. Raises ValueError for control, bidirectional or invisible characters."""
+    value = unicodedata.normalize("NFC", value).strip()
+    if any(unicodedata.category(c) in HIDDEN for c in value):
+        raise ValueError("a name cannot hold control, bidirectional or invisible characters")
+    return value
+
+
 Name = Annotated[str, AfterValidator(check_name)]
 ClassName = Annotated[str, AfterValidator(check_class_name)]
 ModelRef = Annotated[str, AfterValidator(check_model_ref)]
@@ -237,6 +256,13 @@ def check_addresses(urls: list[str]) -> list[str]:
 Addresses = Annotated[list[str], AfterValidator(check_addresses)]
 
 
+class RestoreSource(Spec):
+    """The dataset itself, with the images and labels that an earlier version had."""
+
+    kind: Literal["restore"] = "restore"
+    version: int = Field(ge=1, le=999_999, description="the version whose images and labels are to be there again")
+
+
 class UrlsSource(Spec):
     """Addresses of images."""
 
@@ -253,17 +279,23 @@ class UrlsSource(Spec):
 
 
 class ImportSpec(Spec):
-    """Make a dataset from images that have classes, or its next version from what was decided about it."""
+    """Make a dataset from images that have classes, or its next version from what was decided about it or from one of its earlier versions."""
 
     dataset: Name = Field(title="Name", description="name of the dataset; an existing one gets a new version")
-    source: Annotated[FolderSource | UploadSource | ClassesSource | ReviewSource | EditsSource, Field(discriminator="kind")]
+    source: Annotated[FolderSource | UploadSource | ClassesSource | ReviewSource | EditsSource | RestoreSource, Field(discriminator="kind")]
     classes: Renames = Field(
         {}, title="Rename classes", description="what a class is called from now on, by its old name; null leaves it out"
     )
-    note: str = Field("", max_length=500, title="Note", description="kept with the version")
     then: ModelRef | None = Field(
         None, title="Then retrain", description="model that is retrained on the version once it is there, with the spec that made it"
     )
+    note: str = Field("", max_length=500, title="Note", description="kept with the version")
+    author: str = Field(
+        "", max_length=100, title="Author", description="who makes the version; there are no accounts, so it is what was given"
+    )
+
+    _note = field_validator("note")(check_note)
+    _author = field_validator("author")(check_author)
 
 
 class ClassQuery(Spec):
@@ -307,6 +339,12 @@ class ScrapeSpec(Spec):
         description="country and language, such as us-en or de-de, for sources that tell them apart; empty: theirs",
     )
     note: str = Field("", max_length=500, title="Note", description="kept with the version")
+    author: str = Field(
+        "", max_length=100, title="Author", description="who makes the version; there are no accounts, so it is what was given"
+    )
+
+    _note = field_validator("note")(check_note)
+    _author = field_validator("author")(check_author)
 
     @field_validator("classes")
     @classmethod

@@ -9,8 +9,8 @@ version, a model version or a batch exists if and only if its info file does. Ke
     uploads/<id>.files.parquet          the names of files that were uploaded one by one, to uploads/blobs/<aa>/<sha256>
     uploads/<id>.list.parquet           an uploaded list of addresses and server paths
     uploads/<id>.model.safetensors      the weights of a model to import, with uploads/<id>.info.json, until it is
-    datasets/<name>/v0001/              manifest.parquet, edits.json (if it was made of edits), info.json
-    datasets/<name>/edits/<id>.json     what a person decided about an image
+    datasets/<name>/v0001/              manifest.parquet, findings.json, edits.json (if it was made of edits), info.json; or deleted.json, when it was deleted
+    datasets/<name>/edits/<id>.json     what a person decided about an image, or about many at once
     exports/<name>/v0001/<format>.zip   a dataset version as it was exported; anyone may delete it, it is made again
     models/<name>/v0001/                model.safetensors, int8.xml, int8.bin, export.pkl, model.onnx, report.json, info.json
     batches/<job id>/                   items/<first>-<last>.parquet, shards/<first>-<last>.parquet, review/<item id>.json,
@@ -32,6 +32,8 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
 
@@ -41,6 +43,21 @@ from fsspec.implementations.local import LocalFileSystem
 from shared.errors import NotFound, Unavailable
 
 WAIT = 0.02  # seconds between two tries to be alone
+ASIDE = ".aside"  # ends the name of a file that `discard` looks at for the last time
+
+
+@dataclass(frozen=True)
+class File:
+    """A file on storage. `at`: seconds since 1970 when it was last written or touched."""
+
+    key: str
+    size: int
+    at: float
+
+    @property
+    def name(self) -> str:
+        """The last part of its key."""
+        return self.key.rpartition("/")[2]
 
 
 class Storage:
@@ -102,6 +119,27 @@ class Storage:
         except (FileNotFoundError, NotADirectoryError):
             return []
         return sorted(name for e in entries if not (name := e.rstrip("/").rsplit("/", 1)[-1]).startswith("."))
+
+    def files(self, key: str) -> Iterator[File]:
+        """Every file below a folder, unfinished ones too, in no particular order; none if there is no such folder."""
+        if not self.is_local:
+            base = len(self.root.rstrip("/")) + 1
+            for path, facts in self.fs.find(self._full(key), detail=True).items():
+                told = facts.get("LastModified") or facts.get("mtime") or facts.get("created") or time.time()
+                yield File(path[base:], int(facts["size"]), told.timestamp() if isinstance(told, datetime) else float(told))
+            return
+        try:
+            entries = os.scandir(self._full(key))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        with entries:
+            for entry in entries:
+                if entry.is_dir():
+                    yield from self.files(f"{key}/{entry.name}")
+                    continue
+                with contextlib.suppress(FileNotFoundError):  # deleted or renamed since it was listed
+                    facts = entry.stat()
+                    yield File(f"{key}/{entry.name}", facts.st_size, facts.st_mtime)
 
     def size(self, key: str) -> int:
         """Bytes of a file. Raises NotFound."""
@@ -170,6 +208,48 @@ class Storage:
     def write_json(self, key: str, value: Any) -> None:
         """Write indented JSON, atomically and durably."""
         self.write(key, json.dumps(value, indent=2, ensure_ascii=False).encode() + b"\n")
+
+    def touch(self, key: str) -> bool:
+        """Whether a file is there; if it is, it counts as written just now, and `discard` leaves it. A bucket knows no touch: there it only says."""
+        if not self.is_local:
+            return self.exists(key)
+        try:
+            os.utime(self._full(key))
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    def discard(self, key: str, before: float) -> bool:
+        """Delete a file that nobody has written or touched since `before`, seconds since 1970; whether it was deleted.
+
+        Whoever touches it meanwhile either keeps it or finds that it is not there: it is put aside first, under a name that no touch reaches, and
+        looked at there once more. In a bucket that is not so, and nobody may be about to refer to the file.
+        """
+        if not self.is_local:
+            self.delete(key)
+            return True
+        path = Path(self._full(key))
+        aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{ASIDE}")
+        try:
+            path.rename(aside)
+            touched = aside.stat().st_mtime >= before
+        except FileNotFoundError:  # somebody else was quicker to discard it, or to put it back
+            return False
+        if touched:
+            self._put_back(aside, path)
+            return False
+        aside.unlink(missing_ok=True)
+        return True
+
+    def put_back(self, key: str) -> None:
+        """Give a file that a killed `discard` had put aside its name again."""
+        aside = Path(self._full(key))
+        self._put_back(aside, aside.with_name(aside.name.removesuffix(ASIDE)[1:-9]))
+
+    def _put_back(self, aside: Path, path: Path) -> None:
+        with contextlib.suppress(FileExistsError, FileNotFoundError):  # written anew, or put back by another
+            os.link(aside, path)
+        aside.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def alone(self, key: str, check: Callable[[], None]) -> Iterator[None]:

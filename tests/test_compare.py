@@ -4,18 +4,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from shared import datasets
 from shared.compare import compare, mcnemar, wilson
 from shared.errors import Invalid, NotFound
 from shared.storage import Storage
 
 
-def publish(storage, folder, rows):
+def publish(storage, folder, rows, **info):
     """A model version that says (sha256, actual, predicted) of its validation images; its version."""
     folder.mkdir()
     told = [{"sha256": s, "ext": "png", "actual": a, "predicted": p, "probability": 0.9, "loss": 0.1} for s, a, p in rows]
     if told:
         pq.write_table(pa.Table.from_pylist(told), folder / "validation.parquet")
-    return storage.publish_version("models/m", folder, {"model": "m", "job": folder.name, "created": 0})
+    return storage.publish_version("models/m", folder, {"model": "m", "job": folder.name, "created": 0, **info})
 
 
 @pytest.fixture
@@ -57,6 +58,35 @@ def test_models_without_a_common_image_are_not_compared(storage, tmp_path):
     publish(storage, tmp_path / "new", [("b", "cat", "cat")])
     with pytest.raises(Invalid, match="no image in common"):
         compare(storage, ("m", 1), ("m", 2))
+
+
+def test_an_image_of_which_one_model_alone_knows_a_near_duplicate_is_left_out(storage, tmp_path):
+    said = [(name, "cat", "cat") for name in "abc"]
+    for version, groups in ((1, {}), (2, {"a": "a", "x": "a", "b": "b", "y": "b"})):
+        folder = tmp_path / f"dataset {version}"
+        folder.mkdir()
+        rows = [datasets.blank_row(sha256=name, group=groups.get(name, ""), label="cat", status="kept") for name in "abcxy"]
+        (folder / "manifest.parquet").write_bytes(datasets.manifest_bytes(rows))
+        storage.publish_version("datasets/pets", folder, {"dataset": "pets", "job": str(version)})
+        # the first was trained on x and y; of the second, x moved to validation with a, and y is not there
+        more = [("x", "cat", "cat"), ("y", "cat", "cat")] if version == 2 else []
+        publish(storage, tmp_path / f"model {version}", said + more, dataset={"name": "pets", "version": version})
+    found = compare(storage, ("m", 1), ("m", 2))
+    assert (found["images"], found["near_duplicates"], found["left_out"]) == (1, 2, [0, 2])
+
+
+def test_a_near_duplicate_that_both_models_know_is_fair(storage, tmp_path):
+    folder = tmp_path / "dataset"
+    folder.mkdir()
+    rows = [
+        datasets.blank_row(sha256=name, group="a", label="cat", status="kept", split=side)
+        for name, side in (("a", "valid"), ("x", "train"))
+    ]
+    (folder / "manifest.parquet").write_bytes(datasets.manifest_bytes(rows))
+    storage.publish_version("datasets/pets", folder, {"dataset": "pets", "job": "1"})
+    for name in ("old", "new"):
+        publish(storage, tmp_path / name, [("a", "cat", "cat")], dataset={"name": "pets", "version": 1})
+    assert compare(storage, ("m", 1), ("m", 2))["images"] == 1
 
 
 def test_a_model_that_kept_no_predictions_says_so(storage, tmp_path):

@@ -2,6 +2,7 @@
 
 import hashlib
 
+import pyarrow as pa
 import pytest
 
 from shared import datasets
@@ -60,3 +61,40 @@ def test_an_unknown_dataset_or_version_is_a_sentence(tmp_path):
         datasets.info(storage, "wonders")
     with pytest.raises(Invalid):
         datasets.info(storage, "../wonders")
+
+
+def rows_of(*pictures):
+    """Manifest rows of (sha256, group, split)."""
+    return [datasets.blank_row(sha256=sha, group=group, split=split, label="x", status="kept") for sha, group, split in pictures]
+
+
+def test_near_duplicates_are_on_the_side_of_their_group_and_single_pictures_where_they_were():
+    alone = rows_of(*((sha256, "", "") for sha256, _ in items(400)))
+    before = datasets.sides(alone, 0.2, 42)
+    assert before == ["valid" if valid else "train" for valid in datasets.split([(row["sha256"], "x") for row in alone], 0.2, 42)]
+    copies = [{**row, "sha256": f"copy of {n}", "group": row["sha256"]} for n, row in enumerate(alone)]
+    originals = [{**row, "group": row["sha256"]} for row in alone]
+    assert datasets.sides([*originals, *copies], 0.2, 42) == before * 2
+
+
+def test_a_class_whose_pictures_are_all_near_duplicates_is_on_one_side():
+    rows = rows_of(*((str(n), "0", "") for n in range(5)))
+    assert len(set(datasets.sides(rows, 0.2, 42))) == 1
+
+
+def test_validation_pictures_of_an_import_are_all_there_are():
+    said = ["", "train", "valid", "test", "", "valid"]
+    rows = rows_of(*((str(n), "", side) for n, side in enumerate(said)))
+    assert datasets.sides(rows, 0.9, 42) == ["train", "train", "valid", "test", "train", "valid"]
+
+
+def test_test_pictures_of_an_import_are_on_neither_side_and_change_no_other():
+    rows = rows_of(*((sha256, "", "") for sha256, _ in items(200)))
+    kept_out = [{**row, "split": "test"} for row in rows[:50]]
+    assert datasets.sides([*kept_out, *rows[50:]], 0.2, 42) == ["test"] * 50 + datasets.sides(rows[50:], 0.2, 42)
+
+
+def test_a_manifest_of_before_pictures_were_measured_is_completed(tmp_path):
+    assert datasets.blank_row()["sharpness"] is None
+    (row,) = datasets._completed(pa.table({"sha256": ["a"], "width": pa.array([3], pa.int32())})).to_pylist()
+    assert row == datasets.blank_row(sha256="a", width=3)

@@ -18,7 +18,7 @@ from werkzeug.serving import make_server
 
 from cli.main import cli
 from shared import datasets, edits, models
-from shared.edits import Edit, parse_edit
+from shared.edits import Edit, parse_action, parse_edit
 from shared.errors import Conflict, DarkroomError, Invalid, NotFound
 from shared.jobs import JobStore, State, connect
 from shared.specs import ImportSpec
@@ -55,6 +55,15 @@ def of(storage, label):
 def decide(storage, sha256, action="relabel", label=None, why=""):
     said = {"sha256": sha256, "action": action, "why": why} | ({"label": label} if label else {})
     return edits.decide(storage, NAME, parse_edit(said))
+
+
+def decide_all(storage, *said, entry=None):
+    """One action of (sha256, action) or (sha256, label) each."""
+    whole = [
+        {"sha256": sha256} | ({"action": do} if do in {"keep", "remove"} else {"action": "relabel", "label": do}) for sha256, do in said
+    ]
+    action = parse_action({"edits": whole, **({"id": entry} if entry else {})})
+    return edits.decide_all(storage, NAME, action.edits, action.id)
 
 
 def state(entries):
@@ -119,6 +128,111 @@ def test_the_log_lives_on_a_remote_storage_too(tmp_path):
     assert edits.pending(remote, NAME) == []
     decide(remote, rows[0]["sha256"], "remove")
     assert state(edits.pending(remote, NAME)) == [(rows[0]["sha256"], "remove", None)]
+
+
+def test_many_images_are_decided_about_in_one_entry_and_taken_back_with_it(room):
+    one, two, three, four = of(room.storage, "digit 0")
+    decide(room.storage, three, label="digit 2")
+    made = decide_all(room.storage, (one, "digit 1"), (two, "remove"), (three, "keep"), (four, "digit 0"))
+    assert [(edit.sha256, edit.action, edit.label, edit.before) for edit in made] == [
+        (one, "relabel", "digit 1", "digit 0"), (two, "remove", None, "digit 0"), (three, "keep", None, "digit 0"), (four, "keep", None, "digit 0")
+    ]  # fmt: skip
+    assert len(room.storage.list("datasets/digits/edits")) == 2
+    assert len({edit.id for edit in made}) == 1
+    assert edits.log(room.storage, NAME)[1:] == list(made)
+    assert state(edits.pending(room.storage, NAME)) == [(one, "relabel", "digit 1"), (two, "remove", None)]
+    edits.undo_entry(room.storage, NAME, made[0].id)
+    assert state(edits.pending(room.storage, NAME)) == [(three, "relabel", "digit 2")]
+    assert set(edits.decided(room.storage, NAME)) == {three}
+
+
+def test_an_action_of_thousands_is_one_file_and_is_read_as_it_was_written(tmp_path):
+    storage = Storage(str(tmp_path / "store"), tmp_path / "cache")
+    rows = [datasets.blank_row(sha256=f"{n:064x}", ext="png", label=f"n {n % 2}", status="kept") for n in range(5000)]
+    info = {"dataset": NAME, "job": "", "created": 0, **datasets.summary(rows)}
+    make_version(storage, f"datasets/{NAME}", {"manifest.parquet": datasets.manifest_bytes(rows)}, info)
+    made = decide_all(storage, *((row["sha256"], "remove") for row in rows))
+    assert len(storage.list("datasets/digits/edits")) == 1
+    assert edits.log(Storage(storage.url, storage.cache), NAME) == list(made)
+    assert len(edits.pending(storage, NAME)) == 5000
+    edits.undo_entry(storage, NAME, made[0].id)
+    assert edits.pending(storage, NAME) == []
+
+
+def test_an_entry_that_is_taken_back_lets_count_what_was_before_and_what_came_after(room):
+    one, two = of(room.storage, "digit 0")[:2]
+    first = decide(room.storage, one, label="digit 1")
+    second = decide(room.storage, one, label="digit 2")
+    edits.undo_entry(room.storage, NAME, second.id)
+    assert state(edits.pending(room.storage, NAME)) == [(one, "relabel", "digit 1")]
+    both = decide_all(room.storage, (one, "remove"), (two, "remove"))
+    decide(room.storage, two, label="digit 2")  # somebody else, perhaps
+    edits.undo_entry(room.storage, NAME, both[0].id)
+    assert state(edits.pending(room.storage, NAME)) == [(one, "relabel", "digit 1"), (two, "relabel", "digit 2")]
+    edits.undo_entry(room.storage, NAME, first.id)
+    assert state(edits.pending(room.storage, NAME)) == [(two, "relabel", "digit 2")]
+
+
+def test_an_entry_is_taken_back_once_and_an_undo_not_at_all(room):
+    one = decide(room.storage, of(room.storage, "digit 0")[0], "remove")
+    undone = edits.undo_entry(room.storage, NAME, one.id)
+    assert (undone.action, undone.undoes, undone.sha256) == ("undo", one.id, "")
+    assert edits.undo_entry(room.storage, NAME, one.id) is None
+    assert len(edits.log(room.storage, NAME)) == 2
+    with pytest.raises(Conflict, match="an undo itself"):
+        edits.undo_entry(room.storage, NAME, undone.id)
+    with pytest.raises(NotFound, match="no entry 00000000000000000000"):
+        edits.undo_entry(room.storage, NAME, "0" * 20)
+    with pytest.raises(Invalid):
+        edits.undo_entry(room.storage, NAME, "../../../models/x")
+
+
+def test_what_is_sent_twice_under_one_id_is_one_entry(room):
+    one, two = of(room.storage, "digit 0")[:2]
+    made = decide_all(room.storage, (one, "remove"), (two, "remove"), entry="a" * 20)
+    assert decide_all(room.storage, (one, "remove"), (two, "remove"), entry="a" * 20) == made
+    assert edits.log(room.storage, NAME) == list(made)
+
+
+def test_an_action_is_taken_whole_or_not_at_all(room):
+    one, two, three = of(room.storage, "digit 0")[:3]
+    with pytest.raises(NotFound, match="has no image 000000000000… and 1 more of these"):
+        decide_all(room.storage, (one, "remove"), ("0" * 64, "remove"), ("1" * 64, "remove"))
+    with pytest.raises(Invalid, match="write 'digit 1'"):
+        decide_all(room.storage, (one, "remove"), (two, "DIGIT 1"))
+    with pytest.raises(Invalid, match="by upper and lower case alone"):
+        decide_all(room.storage, (one, "seven"), (two, "Seven"))
+    assert edits.log(room.storage, NAME) == []
+    decide_all(room.storage, (one, "seven"), (two, "seven"))
+    with pytest.raises(Invalid, match="write 'seven'"):
+        decide_all(room.storage, (three, "SEVEN"))
+
+
+def test_entries_of_an_earlier_darkroom_are_read(room):
+    one = of(room.storage, "digit 0")[0]
+    old = {
+        "id": "0" * 20,
+        "at": 1.0,
+        "sha256": one,
+        "ext": "png",
+        "action": "remove",
+        "label": None,
+        "before": "digit 0",
+        "why": "",
+        "version": 1,
+    }
+    room.storage.write_json(f"datasets/digits/edits/{old['id']}.json", old)
+    assert state(edits.pending(room.storage, NAME)) == [(one, "remove", None)]
+    edits.undo_entry(room.storage, NAME, old["id"])
+    assert edits.pending(room.storage, NAME) == []
+
+
+@pytest.mark.parametrize(
+    "said", [{}, {"edits": []}, {"edits": {}}, {"edits": [{}]}, {"id": "../x"}, {"id": ""}, {"id": "a" * 21}, {"more": 1}]
+)
+def test_what_is_no_action_is_refused(said):
+    with pytest.raises(Invalid):
+        parse_action({"edits": [{"sha256": "0" * 64, "action": "keep"}]} | said if said else said)
 
 
 @pytest.mark.parametrize(
@@ -255,6 +369,25 @@ def test_a_relabel_that_a_version_has_is_not_undone(room):
     decide(room.storage, one, label="digit 0")
     freeze(room, job="job3")
     assert shown(room.storage, 3) == shown(room.storage, 1)
+
+
+def test_a_version_includes_whole_entries_and_says_so_when_one_is_taken_back(room):
+    one, two = of(room.storage, "digit 0")[:2]
+    relabelled = decide_all(room.storage, (one, "digit 1"), (two, "digit 2"))
+    gone = decide_all(room.storage, *((sha256, "remove") for sha256 in of(room.storage, "digit 1")[:2]))
+    taken_back = decide_all(room.storage, *((sha256, "remove") for sha256 in of(room.storage, "digit 2")))
+    edits.undo_entry(room.storage, NAME, taken_back[0].id)
+    assert freeze(room)["images"] == 10
+    assert (shown(room.storage)[one], shown(room.storage)[two]) == ("digit 1", "digit 2")
+    assert datasets.info(room.storage, NAME)["edits"] == {"relabel": 2, "remove": 2}
+    assert edits.unmade(room.storage, NAME) == []
+    assert [edit.id for edit in edits.log(room.storage, NAME)][:2] == [relabelled[0].id] * 2
+    with pytest.raises(Conflict, match="part of digits v2"):
+        edits.undo_entry(room.storage, NAME, relabelled[0].id)
+    edits.undo_entry(room.storage, NAME, gone[0].id)
+    assert edits.removed(room.storage, NAME) == set()
+    room.run(job="job3", dataset=NAME)  # the same folder as at first: what was removed comes in again
+    assert len(shown(room.storage)) == 12
 
 
 def test_a_class_left_with_one_image_makes_no_version_and_the_edits_stay(room):
@@ -415,6 +548,21 @@ def test_the_api_decides_lists_and_undoes(site):
         assert site.client.post(base, json=said).status_code == 422
     assert site.client.post("/api/v1/datasets/nothing/edits", json={"sha256": "0" * 64, "action": "keep"}).status_code == 404
     assert site.client.post(f"/api/v1/datasets/{NAME}/import", json={"source": {"kind": "edits", "model": "none"}}).status_code == 404
+
+
+def test_the_api_takes_many_at_once_and_takes_an_entry_back(site):
+    base, entry = f"/api/v1/datasets/{NAME}/edits", "b" * 20
+    said = [{"sha256": sha256, "action": "remove", "why": "review"} for sha256 in site.images[:3]]
+    for _ in range(2):  # a repetition is the same entry
+        answer = site.client.post(base, json={"id": entry, "edits": said})
+        assert (answer.status_code, answer.json["id"], answer.json["images"], answer.json["version"]) == (201, entry, 3, 1)
+    assert site.client.get(base).json["total"] == 3
+    assert site.client.delete(f"{base}/{entry}").status_code == site.client.delete(f"{base}/{entry}").status_code == 204
+    assert site.client.get(base).json["total"] == 0
+    assert site.client.delete(f"{base}/{'c' * 20}").status_code == 404
+    assert site.client.post(base, json={"edits": [*said, {"sha256": "0" * 64, "action": "keep"}]}).status_code == 404
+    assert "edits" in site.client.post(base, json={"edits": [{"sha256": "x"}]}).json["field"]
+    assert len(edits.log(site.storage, NAME)) == 4
 
 
 @pytest.mark.slow

@@ -128,6 +128,33 @@ def test_an_object_store_works_as_a_folder_does(tmp_path):
     assert not storage.exists("datasets/x/v0001/info.json")
 
 
+def test_the_files_below_a_folder_are_listed_with_size_and_time(storage):
+    storage.write("images/ab/x.jpg", b"123")
+    storage.write("images/.y.0123abcd.tmp", b"")
+    found = {file.key: file for file in storage.files("images")}
+    assert set(found) == {"images/ab/x.jpg", "images/.y.0123abcd.tmp"}
+    assert (found["images/ab/x.jpg"].size, found["images/ab/x.jpg"].name) == (3, "x.jpg")
+    assert list(storage.files("nothing")) == []
+
+
+def test_the_files_of_an_object_store_are_listed_by_the_same_keys(tmp_path):
+    storage = Storage(f"memory://{tmp_path.name}/prefix", tmp_path / "cache")
+    storage.write("images/ab/x.jpg", b"123")
+    (file,) = storage.files("images")
+    assert (file.key, file.size) == ("images/ab/x.jpg", 3)
+    assert file.at == pytest.approx(time.time(), abs=60)
+
+
+def test_a_file_is_discarded_unless_somebody_has_touched_it(storage):
+    for key in ("old", "touched"):
+        storage.write(key, b"x")
+        os.utime(f"{storage.root}/{key}", (1, 1))
+    assert storage.touch("touched")
+    assert not storage.touch("nothing")
+    assert [storage.discard(key, before=1000) for key in ("old", "touched", "nothing")] == [True, False, False]
+    assert (storage.exists("old"), storage.read("touched")) == (False, b"x")
+
+
 def test_who_is_alone_with_a_folder_is_alone_until_the_block_ends_however_it_does(storage):
     inside: list[int] = []
     most: list[int] = []

@@ -824,3 +824,42 @@ def test_the_interval_is_wilsons():
     # Newcombe 1998, table I: 81 of 263 and 0 of 20
     assert [round(x, 4) for x in wilson(81, 263)] == [0.2553, 0.3662]
     assert [round(x, 4) for x in wilson(0, 20)] == [0.0, 0.1611]
+
+
+# -- what an import says of the split ---------------------------------------------------------------------------------
+
+
+def said(ready, *splits):
+    """Samples of the digits whose rows, one after the other, have these values of the column `split`, again and again."""
+    settings, storage = ready
+    rows = [{**row, "split": splits[n % len(splits)]} for n, row in enumerate(datasets.rows(storage, "digits", 1))]
+    with storage.writing("datasets/digits/v0001/manifest.parquet") as f:
+        f.write(datasets.manifest_bytes(rows))
+    return rows, samples_of(TrainSpec(**SPEC), 1, storage, settings, Progress(lambda _: None))
+
+
+def test_validation_images_of_an_import_are_validated_on_and_test_images_are_left_out(ready):
+    rows, samples = said(ready, "train", "valid", "test", "")
+    sides = {row["sha256"]: row["split"] for row in rows}
+    assert {sides[sample.sha256] for sample in samples if sample.valid} == {"valid"}
+    assert {sides[sample.sha256] for sample in samples if not sample.valid} == {"train", ""}
+    assert len(samples) == sum(row["split"] != "test" for row in rows)
+
+
+def test_a_class_that_an_import_left_nothing_to_validate_on_is_a_sentence(ready):
+    settings, storage = ready
+    rows = [{**row, "split": "valid" if row["label"] == "digit 0" else "train"} for row in datasets.rows(storage, "digits", 1)]
+    rows[0]["split"] = "train"
+    with storage.writing("datasets/digits/v0001/manifest.parquet") as f:
+        f.write(datasets.manifest_bytes(rows))
+    with pytest.raises(DarkroomError, match=r"no image to validate on of 'digit 1', 'digit 2'\. Its import said"):
+        samples_of(TrainSpec(**SPEC), 1, storage, settings, Progress(lambda _: None))
+
+
+def test_a_class_of_nothing_but_near_duplicates_is_a_sentence(ready):
+    settings, storage = ready
+    rows = [{**row, "group": "same" if row["label"] == "digit 0" else ""} for row in datasets.rows(storage, "digits", 1)]
+    with storage.writing("datasets/digits/v0001/manifest.parquet") as f:
+        f.write(datasets.manifest_bytes(rows))
+    with pytest.raises(DarkroomError, match=r"of 'digit 0'\. Near duplicates stay on one side of the split"):
+        samples_of(TrainSpec(**SPEC), 1, storage, settings, Progress(lambda _: None))

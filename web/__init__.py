@@ -14,9 +14,13 @@ from web.api import install as install_api
 from web.backend import Backend
 
 # a module a noun, each with its `blueprint`
-PAGES = ("pages", "datasets", "edits", "models", "reports", "batches", "review", "rules", "jobs", "workers", "images")
+PAGES = (
+    "pages", "datasets", "versions", "edits", "sheet", "findings", "models", "reports", "batches", "review", "rules", "jobs", "workers", "images",
+)  # fmt: skip
 API_PARTS = (
     "api_datasets",
+    "api_versions",
+    "api_sheet",
     "api_models",
     "api_rules",
     "api_sources",

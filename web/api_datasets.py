@@ -1,12 +1,12 @@
-"""The JSON API of decisions about a dataset's images, and of its exports; its routes are part of `web.api`'s blueprint."""
+"""The JSON API of findings and decisions about a dataset's images, and of its exports; its routes are part of `web.api`'s blueprint."""
 
-from dataclasses import asdict
+import re
 
 from flask import Response, jsonify, request
 
-from shared import datasets, edits
+from shared import datasets, edits, findings
 from shared.errors import NotFound
-from shared.specs import Name, check
+from shared.specs import JOB_ID, Name, check
 from web import orders, parameters
 from web.api import accepted, blueprint
 from web.backend import backend
@@ -25,14 +25,40 @@ def list_edits(name: str) -> Response:
 
 @blueprint.post("/datasets/<name>/edits")
 def edit(name: str) -> tuple[Response, int]:
-    """Keep, relabel or remove an image of the newest version."""
-    return jsonify(asdict(edits.decide(backend().storage, name, edits.parse_edit(parameters.body())))), 201
+    """Keep, relabel or remove an image of the newest version, or with `edits`, a list, several as one action."""
+    said = parameters.body()
+    if "edits" not in said:
+        return jsonify(edits.as_json([edits.decide(backend().storage, name, edits.parse_edit(said))])[0]), 201
+    action = edits.parse_action(said)
+    made = edits.decide_all(backend().storage, name, action.edits, action.id)
+    return jsonify(id=made[0].id, at=made[0].at, version=made[0].version, images=len(made)), 201
 
 
-@blueprint.delete("/datasets/<name>/edits/<sha256>")
-def undo_edit(name: str, sha256: str) -> tuple[str, int]:
-    """Take back what was decided about an image."""
-    edits.undo(backend().storage, name, sha256)
+@blueprint.delete("/datasets/<name>/edits/<what>")
+def undo_edit(name: str, what: str) -> tuple[str, int]:
+    """Take back what was decided about an image, named by its SHA-256, or by an entry of the log, named by its id."""
+    if re.fullmatch(JOB_ID, what):
+        edits.undo_entry(backend().storage, name, what)
+    else:
+        edits.undo(backend().storage, name, what)
+    return "", 204
+
+
+@blueprint.get("/datasets/<name>/versions/<int(max=999999):version>/findings")
+def show_findings(name: str, version: int) -> Response:
+    """What looks odd about the images of a version, and which of it stands."""
+    found = findings.read(backend().storage, name, version)
+    accepted = findings.accepted(backend().storage, name)
+    stands = {kind: [sha256 for sha256 in images if sha256 in accepted[kind]] for kind, images in found["images"].items()}
+    told = {kind: images for kind, images in stands.items() if images}
+    return jsonify(dataset=name, version=version, counts=findings.counts(found), **found, accepted=told)
+
+
+@blueprint.post("/datasets/<name>/accepted")
+def accept_finding(name: str) -> tuple[str, int]:
+    """Let images have a finding, so that it is not shown again; or not, with `"accepted": false`."""
+    said = findings.parse_acceptance(parameters.body())
+    findings.accept(backend().storage, name, said.finding, said.images, said.accepted)
     return "", 204
 
 

@@ -14,6 +14,7 @@ from web.backend import backend
 blueprint = Blueprint("edits", __name__)
 FIRST = 12  # suspects on a model's page, and changes on a dataset's
 PAGE = 96  # changes a page
+NOTHING = "not a photo of anything"  # why an image is removed where the box is ticked
 VERBS = {"keep": "kept", "relabel": "relabelled", "remove": "removed"}
 
 
@@ -31,7 +32,7 @@ def decide(name: str) -> Redirect | str:
     """Keep, relabel, remove or undo, for an image of the form; then the page it came from, or with htmx the part that changes."""
     storage, sha256 = backend().storage, request.form.get("sha256", "")
     model, version = request.form.get("model", ""), request.form.get("version", type=int)
-    said = {"sha256": sha256, "why": f"suspect of {model}" if model else ""}
+    said = {"sha256": sha256, "why": NOTHING if request.form.get("nothing") else f"suspect of {model}" if model else ""}
     wrong = ""
     try:
         if request.form.get("action") == "undo":
@@ -75,7 +76,8 @@ def _back(name: str, sha256: str, model: str, version: int | None) -> str:
 def freeze(name: str) -> Redirect:
     """Order the next version, with what was decided."""
     source = {"kind": "edits", "model": request.form.get("model") or None}
-    return redirect(url_for("jobs.show", job_id=orders.submit(backend(), "import", {"dataset": name, "source": source}).id), 303)
+    spec = {"dataset": name, "source": source, "note": request.form.get("note", "")}
+    return redirect(url_for("jobs.show", job_id=orders.submit(backend(), "import", spec).id), 303)
 
 
 # -- what templates ask -----------------------------------------------------------------------------------------------
@@ -97,7 +99,12 @@ def decision(name: str, sha256: str) -> dict[str, Any]:
     storage = backend().storage
     info = datasets.info(storage, name)
     row = edits.image(storage, info, sha256)
-    return {"label": row and row["label"], "version": info["version"], "classes": info["classes"], "edit": _standing(name).get(sha256)}
+    return {
+        "label": row and row["label"],
+        "version": info["version"],
+        "classes": info["classes"],
+        "edit": edits.standing(storage, name).get(sha256),
+    }
 
 
 def suspects(info: dict[str, Any], report: dict[str, Any]) -> dict[str, Any] | None:
@@ -112,7 +119,7 @@ def suspects(info: dict[str, Any], report: dict[str, Any]) -> dict[str, Any] | N
         return None
     if "suspects" not in report:
         return None
-    standing = _standing(name)
+    standing = edits.standing(storage, name)
     there = edits.labels(storage, newest, [s["sha256"] for s in report["suspects"]])
     found = [{**s, "edit": standing.get(s["sha256"])} for s in report["suspects"] if there.get(s["sha256"]) == s["actual"]]
     return {
@@ -133,11 +140,4 @@ def _suspect(model: str, version: int, sha256: str) -> tuple[dict[str, Any], dic
     found = next((s for s in report.get("suspects", []) if s["sha256"] == sha256), None)
     if found is None:
         raise NotFound(f"{model}/v{version} does not suspect this image.")
-    return {**found, "edit": _standing(info["dataset"]["name"]).get(sha256)}, info
-
-
-def _standing(name: str) -> dict[str, Edit]:
-    """By sha256, what is decided about images and not yet part of a version; and what is kept, whenever that was."""
-    storage = backend().storage
-    waiting = {edit.sha256: edit for edit in edits.pending(storage, name)}
-    return {sha256: edit for sha256, edit in edits.decided(storage, name).items() if edit.action == "keep"} | waiting
+    return {**found, "edit": edits.standing(storage, info["dataset"]["name"]).get(sha256)}, info

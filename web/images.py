@@ -18,7 +18,7 @@ from web.backend import backend, batch_of
 from web.downloads import attachment
 
 blueprint = Blueprint("images", __name__)
-SIDES = (96, 144, 224, 448, 896)
+SIDES = (96, 144, 224, 448, 896, 1792)
 FOR_EVER = "public, max-age=31536000, immutable"  # the address holds the hash of the bytes, or an item that never changes
 LOCKED = "default-src 'none'; sandbox"
 DECODING = threading.BoundedSemaphore(2)  # pictures in hand: the largest that is allowed takes some hundred megabytes

@@ -4,12 +4,13 @@ import sys
 from contextlib import suppress
 from typing import Any
 
-from shared import models
+from shared import datasets, models, rules
 from shared.errors import Conflict, Invalid, Unavailable
 from shared.jobs import EXPLAIN, QUESTIONS, Job, State, keep_record
 from shared.orders import enter, settle
 from shared.queue import list_of
 from shared.specs import ClassifySpec, ListSource, UrlsSource, parse
+from shared.storage import Storage, versions
 from web.backend import Backend
 from web.uploads import keep_addresses
 
@@ -87,7 +88,9 @@ def goes_on(backend: Backend, job: Job) -> str | None:
 
 def _kept(backend: Backend, job: Job) -> str:
     found = goes_on(backend, job)
-    if found is None:
+    if found is None or not backend.storage.touch(
+        models.checkpoint_key(found)
+    ):  # it counts as new: `darkroom gc` leaves it for the new job
         raise Conflict("This training ended before its first epoch did, so there is nothing to go on from. Order it again with `retry`.")
     return found
 
@@ -131,6 +134,45 @@ def delete_model(backend: Backend, name: str, version: int) -> None:
     models.delete(backend.storage, name, version)
 
 
+def delete_dataset(backend: Backend, name: str, version: int | None = None) -> None:
+    """Delete a version of a dataset that nothing needs, or without a version all of it. Raises NotFound, and Conflict that says what needs it."""
+    storage = backend.storage
+    datasets.info(storage, name, version)
+    there = versions(storage, f"datasets/{name}")
+    leaving = there if version is None else [version]
+    if why := _needed_by(backend, name, leaving) or (version is None and _watched(storage, name)):
+        raise Conflict(why)
+    for number in reversed(leaving):
+        datasets.delete(storage, name, number)
+
+
+def _needed_by(backend: Backend, name: str, leaving: list[int]) -> str:
+    """The sentence that says what needs one of these versions of a dataset; empty when nothing does."""
+    storage = backend.storage
+    for number in versions(storage, f"datasets/{name}"):
+        if number not in leaving and (parent := datasets.info(storage, name, number).get("parent")) in leaving:
+            return f"{name} v{number} was made from v{parent}, so v{parent} stays. Delete v{number} first."
+    for made in (made for model in models.names(storage) for made in models.all_versions(storage, model)):
+        on = made.get("dataset") or {}
+        if on.get("name") == name and on["version"] in leaving:
+            return f"The model {made['model']}/v{made['version']} was trained on {name} v{on['version']}. Delete the model version first."
+    for job in backend.store.page(sys.maxsize):
+        used = {job.spec.get("dataset")} if not job.state.terminal else set()
+        source = job.spec.get("source")
+        if isinstance(source, dict) and source.get("kind") == "dataset" and source.get("version") in leaving:
+            if job.kind == "classify" and source["dataset"] == name:
+                return f"The batch {job.id} has labelled the images of {name} v{source['version']}, and shows them."
+            used |= {source["dataset"]} if not job.state.terminal else set()
+        if name in used:
+            return f"{name} is in use by the job {job.id}, which is {job.state}. Wait for it, or cancel it."
+    return ""
+
+
+def _watched(storage: Storage, name: str) -> str:
+    found = rules.found(storage, name)
+    return f"The rule {found[0].id} watches {name}: {found[0]}. Delete the rule first." if found else ""
+
+
 def describe(job: Job) -> str:
     """What a job is about, in a few words: `train clothing on fashion v2`."""
     spec = job.spec
@@ -150,7 +192,12 @@ def describe(job: Job) -> str:
         case "scrape":
             return f"Scrape {spec['dataset']}"
         case _:
-            return f"{'Correct' if spec['source']['kind'] == 'edits' else 'Import'} {spec['dataset']}"
+            source = spec["source"]
+            if source["kind"] == "restore":
+                return f"Restore {spec['dataset']} v{source['version']}"
+            if source.get("dataset") == spec["dataset"]:
+                return f"Rename classes of {spec['dataset']}"
+            return f"{'Correct' if source['kind'] == 'edits' else 'Import'} {spec['dataset']}"
 
 
 def predict(backend: Backend, ref: str, image: bytes) -> dict[str, Any]:

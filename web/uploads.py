@@ -271,13 +271,14 @@ def missing_blobs(backend: Backend, hashes: Any) -> list[str]:
     """Which of these files, named by the SHA-256 of their bytes, still have to be sent. Raises Invalid."""
     if not isinstance(hashes, list) or len(hashes) > MAX_ASKED:
         raise Invalid(f"sha256 must be a list of at most {MAX_ASKED:,} hashes.", field="sha256")
-    return [sha256 for sha256 in hashes if not backend.storage.exists(blob_key(_hash(sha256)))]
+    # one that is there counts as new, so that `darkroom gc` leaves it for the upload that will name it
+    return [sha256 for sha256 in hashes if not backend.storage.touch(blob_key(_hash(sha256)))]
 
 
 def keep_blob(backend: Backend, sha256: str, stream: IO[bytes]) -> bool:
     """Keep one file under the SHA-256 of its bytes; whether it is new. Raises Invalid: too large, or other bytes than named."""
     key = blob_key(_hash(sha256))
-    if backend.storage.exists(key):
+    if backend.storage.touch(key):
         return False
     most = backend.settings.max_image_bytes
     digest, size = hashlib.sha256(), 0
@@ -317,7 +318,7 @@ def _manifest_rows(backend: Backend, stream: IO[bytes]) -> Iterator[tuple[str, s
             raise Invalid(f'Line {number} is not a file as ["name.jpg", "<sha256>"].', field="files") from None
         if not isinstance(name, str):
             raise Invalid(f"Line {number} names no file.", field="files")
-        if sha256 is not None and not backend.storage.exists(blob_key(_hash(sha256))):
+        if sha256 is not None and not backend.storage.touch(blob_key(_hash(sha256))):
             missing.append(sha256)
         yield member_name(name) or "unnamed", too_large if sha256 is None else f"blob:{sha256}"
     if missing:

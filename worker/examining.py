@@ -1,8 +1,8 @@
 """Looking at what is offered to a dataset: bytes become a manifest row, kept or dropped with a reason, and rows a version.
 
 Reasons are stable codes: licence (not one that was asked for), empty, truncated, unreadable, unsupported, too_large, too_small, duplicate, no_class, removed (by a person),
-left_out (with its class), bad_line, bad_label and changed (of a table, worker/layouts.py), and those of a fetch that failed (worker/scraping/fetch.py) or of an item that could not be
-read (shared/items.py).
+left_out (with its class, or by a restored version), bad_line, bad_label and changed (of a table, worker/layouts.py), and those of a fetch that failed (worker/scraping/fetch.py)
+or of an item that could not be read (shared/items.py).
 """
 
 import hashlib
@@ -15,25 +15,25 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
-import imagehash
-
-from shared import datasets, edits
+from shared import datasets, duplicates, edits, findings
 from shared.edits import Edit
 from shared.errors import DarkroomError, Invalid
 from shared.images import BadImage, decode
 from shared.settings import Settings
 from shared.storage import Storage, version_name, versions
+from worker import measuring
 from worker.progress import Progress
 
 ENOUGH = 2  # images a class needs: one to train on, one to validate with
 EVERY = 0.2  # seconds between two reports of progress
 LATEST = 24  # pictures that the page of a running job shows
+GONE = ("removed", "left_out")  # reasons of pictures that the version before still had
 
 
 def examine(data: bytes, storage: Storage, settings: Settings, min_side: int = 1) -> dict[str, Any]:
     """Decode `data` whole; if it is a picture, store the original bytes under their hash. Safe to call from several threads.
 
-    Returns columns of a manifest row: sha256, bytes, and either ext, width, height, format, phash or reason and detail.
+    Returns columns of a manifest row: sha256, bytes, and either ext, width, height, format and what `measuring.measure` tells, or reason and detail.
     `min_side`: a picture whose shorter side has fewer pixels is dropped.
     """
     facts = fingerprint(data)
@@ -44,10 +44,11 @@ def examine(data: bytes, storage: Storage, settings: Settings, min_side: int = 1
     except BadImage as error:
         return {**facts, **dropped(error)}
     key = datasets.image_key(facts["sha256"], picture.extension)
-    if not (storage.exists(key) and storage.size(key) == len(data)):  # a power cut leaves files without their end
+    # touched, it counts as new, or `darkroom gc` might free it before the version that refers to it is there; a power cut leaves files without their end
+    if not (storage.touch(key) and storage.size(key) == len(data)):
         storage.write(key, data, durable=False)  # publishing the version waits for the disk, once for all
-    phash = str(imagehash.phash(picture.image))
-    return {**facts, "ext": picture.extension, "width": picture.width, "height": picture.height, "format": picture.format, "phash": phash}
+    size = {"width": picture.width, "height": picture.height, "format": picture.format}
+    return {**facts, "ext": picture.extension, **size, **measuring.measure(picture.image)}
 
 
 def fingerprint(data: bytes) -> dict[str, Any]:
@@ -92,6 +93,7 @@ class Collection:
         self._settled: set[str] = set()  # pictures of which this job has its own say, whatever another one publishes meanwhile
         self._latest: deque[dict[str, str]] = deque(maxlen=LATEST)
         self._removed: set[str] = set()  # pictures that a person did not want here
+        self._restored: int | None = None  # the version whose rows this one has
         self._renaming: Callable[[str], str | None] | None = None
         self._progress = progress
         self._told = 0.0
@@ -102,7 +104,7 @@ class Collection:
         newer = [number for number in versions(self.storage, f"datasets/{self.name}") if number > (self.parent or 0)]
         for number in newer if self.parent else newer[-1:]:
             for row in datasets.rows(self.storage, self.name, number, status="dropped"):
-                if row["reason"] in {"removed", "left_out"} and row["sha256"] not in self._settled:
+                if row["reason"] in GONE and row["sha256"] not in self._settled:
                     self._carried.pop(row["sha256"], None)
             for row in datasets.rows(self.storage, self.name, number):
                 if row["sha256"] not in self._settled:
@@ -170,6 +172,23 @@ class Collection:
                 self._relabel(row, label)
         self.check_labels(())
 
+    def restore(self, version: int) -> None:
+        """Let the version have just the pictures and labels that an earlier one kept; what the newest has besides is dropped as `left_out`.
+
+        Raises NotFound.
+        """
+        self._restored = version
+        for row in datasets.rows(self.storage, self.name, version):
+            self._count(row)
+
+    def _all_rows(self) -> list[dict[str, Any]]:
+        if self._restored is None:
+            return [*self._carried.values(), *self.rows]
+        kept = datasets.rows(self.storage, self.name, self._restored)
+        there = {row["sha256"] for row in kept}
+        left_out = {"status": "dropped", "reason": "left_out", "detail": f"v{self._restored}, which was restored, does not have it."}
+        return [*kept, *({**row, **left_out} for sha256, row in self._carried.items() if sha256 not in there)]
+
     def _relabel(self, known: dict[str, Any], label: str) -> None:
         known["label"] = label
         self._settled.add(known["sha256"])
@@ -209,18 +228,22 @@ class Collection:
         remarks: Iterable[str] = (),
         entries: Sequence[Edit] = (),
         note: str = "",
+        author: str = "",
     ) -> dict[str, Any]:
         """Make the rows the next version of the dataset; returns the job's result: dataset, version, images, dropped.
 
         An existing dataset is added to: the version holds the kept rows of the newest version (`info["parent"]`, else None)
         and what was offered now. `labels`: classes that were asked for, whether anything was found or not; `remarks`:
-        sentences that explain what is missing; `entries`: the edits that the version includes; `note`: kept with it. Raises DarkroomError, with nothing published, when fewer than two classes
-        have images or a class has fewer than two.
+        sentences that explain what is missing; `entries`: the edits that the version includes; `note` and `author` are kept with
+        it. Its findings are told of all its rows. Raises DarkroomError, with nothing published, when fewer than two classes have images or a
+        class has fewer than two.
         """
         self._progress.update(phase="publishing")
-        self.carry()  # another job may have published meanwhile
-        rows = [*self._carried.values(), *self.rows]
+        rows = self._measured()
         _check_enough(rows, labels, remarks)
+        duplicates.assign(rows, self._progress.check)
+        before = findings.of_version(self.storage, self.name, self.parent).get("placeholder", ()) if self.parent else ()
+        found = findings.find(rows, duplicates.groups(rows), before)
         info = {
             "dataset": self.name,
             "created": time.time(),
@@ -228,15 +251,27 @@ class Collection:
             "parent": self.parent,
             "source": source,
             "note": note,
+            "author": author,
             "edits": dict(Counter(edit.action for edit in edits.changes_of(entries))),
             **datasets.summary(rows),
+            "findings": findings.counts(found),
         }
         with tempfile.TemporaryDirectory(prefix="darkroom-dataset-") as folder:
             (Path(folder) / "manifest.parquet").write_bytes(datasets.manifest_bytes(rows))
+            (Path(folder) / "findings.json").write_text(json.dumps(found), encoding="utf-8")
             if entries:
                 (Path(folder) / "edits.json").write_text(json.dumps(edits.as_json(entries), ensure_ascii=False), encoding="utf-8")
             version = self.storage.publish_version(f"datasets/{self.name}", Path(folder), info)
         return _result(self.name, version, info)
+
+    def _measured(self) -> list[dict[str, Any]]:
+        """The rows of the version, each measured. That may take minutes after an earlier Darkroom, in which another job may publish: then the same again."""
+        known: dict[str, dict[str, Any]] = {}
+        while True:
+            self.carry()
+            rows = self._all_rows()
+            if not measuring.complete(rows, self.storage, known, lambda done, total: self.tell("measuring", done, total)):
+                return rows
 
 
 def published(storage: Storage, name: str, job: str) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""Making a dataset from images that have classes, on the server, uploaded, at addresses or in another dataset, or from what a person decided."""
+"""Making a dataset from images that have classes, on the server, uploaded, at addresses or in another dataset, from what a person decided, or from an earlier version."""
 
 import asyncio
 import threading
@@ -12,7 +12,7 @@ from shared.errors import DarkroomError, Invalid
 from shared.images import BadImage
 from shared.items import ItemReader, offered_name, walk
 from shared.settings import Settings
-from shared.specs import ClassesSource, EditsSource, FolderSource, ImportSpec, ReviewSource, UploadSource
+from shared.specs import ClassesSource, EditsSource, FolderSource, ImportSpec, RestoreSource, ReviewSource, UploadSource
 from shared.storage import Storage
 from shared.tables import MAX_TABLE
 from worker import layouts
@@ -43,6 +43,8 @@ def import_dataset(spec: ImportSpec, job: str, storage: Storage, settings: Setti
     match spec.source:
         case EditsSource():
             return _edited(spec, job, storage, collection, renaming)
+        case RestoreSource():
+            return _restored(spec, spec.source.version, job, collection)
         case ClassesSource() if spec.source.dataset == spec.dataset:
             return _renamed(spec, job, storage, collection, renaming)
         case ClassesSource():
@@ -54,7 +56,7 @@ def import_dataset(spec: ImportSpec, job: str, storage: Storage, settings: Setti
     renaming.check()
     if isinstance(spec.source, ReviewSource) and not collection.kept.total():
         raise Invalid(_unchanged(spec.dataset, collection), field="source")
-    return collection.publish(job, _source(spec), note=spec.note)
+    return collection.publish(job, _source(spec), note=spec.note, author=spec.author)
 
 
 def _add(
@@ -125,7 +127,14 @@ def _edited(spec: ImportSpec, job: str, storage: Storage, collection: Collection
         collection.rename(renaming)
         renaming.check()
     collection.tell("importing", len(changes), len(changes))
-    return collection.publish(job, _source(spec), entries=entries, note=spec.note)
+    return collection.publish(job, _source(spec), entries=entries, note=spec.note, author=spec.author)
+
+
+def _restored(spec: ImportSpec, version: int, job: str, collection: Collection) -> dict[str, Any]:
+    """The rows of an earlier version as the next one; its parent is the newest, whatever was published meanwhile. Raises NotFound."""
+    collection.restore(version)
+    collection.tell("importing", collection.kept.total(), collection.kept.total())
+    return collection.publish(job, _source(spec), note=spec.note, author=spec.author)
 
 
 def _renamed(spec: ImportSpec, job: str, storage: Storage, collection: Collection, renaming: Renaming) -> dict[str, Any]:
@@ -135,7 +144,7 @@ def _renamed(spec: ImportSpec, job: str, storage: Storage, collection: Collectio
         raise Invalid(f"No class of {spec.dataset} would be called otherwise; say which is, as in: old = new.", field="classes")
     collection.rename(renaming)
     renaming.check()
-    return collection.publish(job, _source(spec), note=spec.note)
+    return collection.publish(job, _source(spec), note=spec.note, author=spec.author)
 
 
 def _take_over(source: ClassesSource, storage: Storage, collection: Collection, renaming: Renaming) -> None:
@@ -149,6 +158,10 @@ def _take_over(source: ClassesSource, storage: Storage, collection: Collection, 
     collection.check_labels(dict.fromkeys(label for label in renamed if label))
     for done, (row, label) in enumerate(zip(rows, renamed, strict=True), 1):
         facts = {} if label else {"reason": "left_out", "detail": f"The class {row['label']!r} was left out."}
+        if (
+            storage.is_local and label and not storage.touch(datasets.image_key(row["sha256"], row["ext"]))
+        ):  # or `darkroom gc` might free it
+            facts = {"reason": "not_found", "detail": "The image is not on the storage any more."}
         collection.add({**row, "label": label or ""}, facts)
         collection.tell("importing", done, len(rows))
 

@@ -252,7 +252,9 @@ class Reading:
             else:
                 picture = _look(read, data, self.size, self.exact, settings.max_image_bytes, self.resize)
                 if fetched and picture:  # the page shows it without fetching it again
-                    storage.write(image_key(read.sha256, picture.extension), data, durable=False, replace=False)
+                    key = image_key(read.sha256, picture.extension)
+                    if not storage.touch(key):  # it counts as new: `darkroom gc` leaves it for the row that will refer to it
+                        storage.write(key, data, durable=False, replace=False)
                     item["locator"] = f"image:{read.sha256}.{picture.extension}"
             read.ms = (time.perf_counter() - started) * 1000
         except BadImage as error:

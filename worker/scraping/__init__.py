@@ -117,9 +117,11 @@ def _scraped(spec: ScrapeSpec, job: str, log: Log, storage: Storage, settings: S
         shutil.rmtree(folder, ignore_errors=True)
     if collection.parent and not collection.kept:
         raise DarkroomError(" ".join(["No new images were found for any of the classes.", *failures, "No version was made."]))
-    asked = spec.model_dump(exclude={"dataset": True, "classes": {"__all__": {"urls"}}})  # the rows hold the addresses
+    asked = spec.model_dump(
+        exclude={"dataset": True, "note": True, "author": True, "classes": {"__all__": {"urls"}}}
+    )  # the rows hold the addresses
     source = {"kind": "search", **asked, "failures": failures}
-    return collection.publish(job, source, labels, failures)
+    return collection.publish(job, source, labels, failures, note=spec.note, author=spec.author)
 
 
 async def _gather(
@@ -270,20 +272,20 @@ async def _take(run: _Scrape, hit: Hit) -> None:
     origin = _origin(hit)
     if run.spec.min_side > min(hit.width, hit.height) > 0:
         run.note(origin, dropped(too_small(hit.width, hit.height, run.spec.min_side)))
-    elif run.note(origin, run.log.found.get(hit.image_url) or await _found(run, hit.image_url)) and hit.ping:
+    elif run.note(origin, run.log.found.get(hit.image_url) or await _found(run, hit)) and hit.ping:
         await _tell_source(run, hit)
 
 
-async def _found(run: _Scrape, url: str) -> dict[str, Any]:
-    """What there is at an address, or at a locator of shared/items.py: columns of a manifest row."""
+async def _found(run: _Scrape, hit: Hit) -> dict[str, Any]:
+    """What there is at the address of a hit: columns of a manifest row. A locator of a file here is read from the source `folder` alone."""
     loop = asyncio.get_running_loop()
     path = run.folder / f"{next(run.numbers)}.part"
     picture: bytes | Path = path
     try:
-        if url.startswith("file:"):
-            picture = await loop.run_in_executor(run.threads, run.reader.read, url)
+        if hit.source == "folder":
+            picture = await loop.run_in_executor(run.threads, run.reader.read, hit.image_url)
         else:
-            await run.fetcher.save(url, path)
+            await run.fetcher.save(hit.image_url, path)
         return await loop.run_in_executor(run.threads, run.examiners.examine, picture, run.spec.min_side)
     except (FetchError, BadImage) as error:
         return {"reason": error.code, "detail": str(error)}

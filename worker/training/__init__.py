@@ -220,6 +220,7 @@ def _info(
         "error_rate": report["error_rate"],
         "train_images": len(training),
         "valid_images": len(samples) - len(training),
+        "test_images": dataset["images"] - len(samples),  # that its import keeps for tests: neither trained nor validated on
         "epochs": report["epochs"],
         "libraries": {d.name: d.version for d in importlib.metadata.distributions() if d.name in LIBRARIES},
     }

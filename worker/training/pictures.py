@@ -45,18 +45,20 @@ class Sample:
 
 
 def samples_of(spec: TrainSpec, version: int, storage: Storage, settings: Settings, progress: Progress) -> list[Sample]:
-    """The kept images of a dataset version, split and prepared, in manifest order.
+    """The kept images of a dataset version, split and prepared, in manifest order; but not those that an import keeps for tests.
 
     Raises Cancelled, and DarkroomError when the dataset cannot be learned from or an image cannot be opened.
     """
     rows = datasets.rows(storage, spec.dataset, version)
     check_classes(spec.dataset, Counter(row["label"] for row in rows))
-    valid = datasets.split([(row["sha256"], row["label"]) for row in rows], spec.valid_pct, spec.seed)
+    sides = datasets.sides(rows, spec.valid_pct, spec.seed)
+    check_sides(spec.dataset, rows, sides)
+    used = [(row, side == "valid") for row, side in zip(rows, sides, strict=True) if side != "test"]
     samples: list[Sample] = []
-    for sample in _prepared(spec, rows, valid, storage, settings):
+    for sample in _prepared(spec, used, storage, settings):
         samples.append(sample)
-        if len(samples) % 50 == 0 or len(samples) == len(rows):
-            progress.update(done=len(samples), total=len(rows))
+        if len(samples) % 50 == 0 or len(samples) == len(used):
+            progress.update(done=len(samples), total=len(used))
     return samples
 
 
@@ -74,12 +76,29 @@ def check_classes(dataset: str, images: Counter[str]) -> None:
         )
 
 
-def _prepared(spec: TrainSpec, rows: list[dict[str, Any]], valid: list[bool], storage: Storage, settings: Settings) -> Iterator[Sample]:
+def check_sides(dataset: str, rows: list[dict[str, Any]], sides: list[str]) -> None:
+    """Raises DarkroomError unless each class has an image to train on and one to validate on."""
+    found = Counter((row["label"], side) for row, side in zip(rows, sides, strict=True))
+    for side, purpose in (("train", "train on"), ("valid", "validate on")):
+        lacking = sorted({row["label"] for row in rows if not found[row["label"], side]})
+        if lacking:
+            named = ", ".join(repr(label) for label in lacking[:5]) + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
+            why = (
+                "Its import said which images are for training, validation and tests"
+                if any(row["split"] in {"valid", "test"} for row in rows)
+                else "Near duplicates stay on one side of the split, and these classes have few images that are not"
+            )
+            raise DarkroomError(
+                f"In the dataset {dataset!r} there is no image to {purpose} of {named}. {why}: add images, or leave the classes out."
+            )
+
+
+def _prepared(spec: TrainSpec, used: list[tuple[dict[str, Any], bool]], storage: Storage, settings: Settings) -> Iterator[Sample]:
     """The samples in order. Threads, for remote storage is slow and Pillow decodes in parallel."""
     cache = settings.cache.expanduser() / "prepared"
     threads = ThreadPoolExecutor(4 * (os.cpu_count() or 1))
     try:
-        yield from threads.map(lambda row, on_valid: sample_of(spec, row, on_valid, storage, cache), rows, valid)
+        yield from threads.map(lambda each: sample_of(spec, *each, storage, cache), used)
     finally:
         threads.shutdown(cancel_futures=True)  # a cancel need not wait for thousands of images
 
