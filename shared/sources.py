@@ -5,11 +5,9 @@ so that the form, the API and the command line can say how a source does without
 """
 
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from shared.errors import NotFound
 from shared.settings import Settings
 from shared.specs import SourceName
 from shared.storage import Storage
@@ -134,20 +132,20 @@ def standings(settings: Settings, storage: Storage) -> list[dict[str, Any]]:
     state: `needs` (`lacking` names the settings), `untried`, `works` or `failed`; at: when it was last asked, seconds since 1970, or
     None; sentence: why it failed, or what it needs.
     """
-    return [_standing(source, settings, storage) for source in SOURCES]
+    asked = set(storage.list("sources"))
+    return [
+        _standing(source, settings, storage.read_json(_key(source.name)) if f"{source.name}.json" in asked else {}) for source in SOURCES
+    ]
 
 
-def _standing(source: Source, settings: Settings, storage: Storage) -> dict[str, Any]:
-    last: dict[str, Any] = {"at": None, "sentence": ""}
-    state = "untried"
-    with suppress(NotFound):
-        last = storage.read_json(_key(source.name))
+def _standing(source: Source, settings: Settings, last: dict[str, Any]) -> dict[str, Any]:
+    state, sentence = "untried", str(last.get("sentence", ""))
+    if last:
         state = "works" if last["ok"] else "failed"
-    lacking = source.lacks(settings)
-    if lacking:
-        state, last["sentence"] = "needs", source.configured(settings)
+    if lacking := source.lacks(settings):
+        state, sentence = "needs", source.configured(settings)
     told = {**asdict(source), "needs": [f"DARKROOM_{name.upper()}" for name in source.needs]}
-    return {**told, "state": state, "at": last["at"], "sentence": last["sentence"], "lacking": lacking}
+    return {**told, "state": state, "at": last.get("at"), "sentence": sentence, "lacking": lacking}
 
 
 def _key(name: str) -> str:

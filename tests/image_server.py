@@ -11,7 +11,7 @@
     /echo                           the headers of the request as JSON
 
 `faults["openverse"]`, or that of another source, makes its API answer `unauthorised`, `forbidden`, `html`, `truncated`, `empty`,
-`busy`, `plain` (403 and a word), `list` (JSON that is no object), `odd` (an object of other types) or `away` (a redirect to another origin, query and all).
+`busy`, `busy once`, `plain` (403 and a word), `list` (JSON that is no object), `odd` (an object of other types) or `away` (a redirect to another origin, query and all).
 """
 
 import asyncio
@@ -122,6 +122,9 @@ class ImageServer:
             return web.json_response({"detail": "Request was throttled."}, status=429, headers={"Retry-After": "86400"})
         if fault in {"forbidden", "unauthorised"}:
             return web.json_response({"detail": "Not for you."}, status=403 if fault == "forbidden" else 401)
+        if fault == "busy once":
+            del self.faults[api]
+            return web.Response(status=429, headers={"Retry-After": "1"})
         if fault == "plain":
             return web.Response(status=403, text="Rate Limit Exceeded")
         if fault in {"list", "odd"}:

@@ -293,7 +293,7 @@ def test_the_page_shows_each_kind_with_its_images_and_the_version_leads_to_it(si
     assert HOSTILE not in text
     assert html.escape(HOSTILE) in text
     version = site.client.get("/datasets/wonders/v/1").text
-    assert "6 near duplicates" in version
+    assert "near duplicates (6), exact duplicates (1), unreadable (1), dark (3)" in version
     assert "/datasets/wonders/v/1/findings" in version
 
 

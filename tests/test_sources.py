@@ -504,6 +504,13 @@ def test_the_key_of_unsplash_goes_to_unsplash_alone(server, address):
 # -- how fast -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", APIS)
+def test_a_source_that_asks_to_wait_a_moment_is_asked_again(server, name):
+    offer(server, name, 3)
+    server.faults["i.js" if name == "duckduckgo" else name] = "busy once"
+    assert len(search(name, made(server))) == 3
+
+
 def test_a_quota_by_the_hour_that_is_used_up_is_not_waited_for(server):
     offer(server, "unsplash", 1)
     settings = made(server)
