@@ -1,6 +1,7 @@
 """Making a dataset from images that have classes, on the server, uploaded, at addresses or in another dataset, from what a person decided, or from an earlier version."""
 
 import asyncio
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -24,6 +25,7 @@ from worker.scraping.fetch import Fetcher, FetchError
 
 AHEAD = 4  # files in hand a thread: each may have as many bytes as the limit allows
 FETCHED_AHEAD = 32  # addresses in hand
+FEW = 16  # files that one process has examined before another would have started
 
 
 def import_dataset(spec: ImportSpec, job: str, storage: Storage, settings: Settings, progress: Progress) -> dict[str, Any]:
@@ -175,8 +177,9 @@ def _examined(
     """
     reader = ItemReader(storage, settings.max_image_bytes, settings)
     ahead: deque[tuple[Offer, Future[dict[str, Any]]]] = deque()
-    with _Downloads(settings) as downloads, Examiners(settings) as examiners, ThreadPoolExecutor(examiners.width) as threads:
-        most = AHEAD * examiners.width
+    width = min(len(os.sched_getaffinity(0)), -(-len(offers) // FEW)) or 1
+    with _Downloads(settings) as downloads, Examiners(settings, width) as examiners, ThreadPoolExecutor(width) as threads:
+        most = AHEAD * width
         if any(_is_address(offer) for offer in offers):
             most = max(most, FETCHED_AHEAD)
         try:
