@@ -22,7 +22,7 @@ from shared import datasets, models, results, review
 from shared.jobs import Claim, JobStore, State, connect
 from shared.settings import Settings
 from shared.specs import parse
-from shared.storage import Storage
+from shared.storage import Storage, image_key
 from web import charts, create_app
 from web.forms import SpecForm, class_lines
 
@@ -50,7 +50,7 @@ def make_dataset(storage: Storage) -> list[dict[str, object]]:
     for i in range(8):
         data = picture(i * 20)
         sha256 = hashlib.sha256(data).hexdigest()
-        storage.write(datasets.image_key(sha256, "jpg"), data)
+        storage.write(image_key(sha256, "jpg"), data)
         rows.append(
             datasets.blank_row(
                 sha256=sha256,

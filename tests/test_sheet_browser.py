@@ -20,7 +20,7 @@ from werkzeug.serving import make_server
 from shared import datasets, edits
 from shared.jobs import JobStore, State, connect
 from shared.specs import ImportSpec
-from shared.storage import Storage
+from shared.storage import Storage, image_key
 from web import create_app
 from worker.importing import import_dataset
 from worker.progress import Progress
@@ -48,7 +48,7 @@ def publish(storage, count):
         if sha256 in seen or len(rows) == count:
             continue
         seen.add(sha256)
-        storage.write(datasets.image_key(sha256, "png"), data, durable=False)
+        storage.write(image_key(sha256, "png"), data, durable=False)
         n = len(rows)
         where = {
             "source": ("commons", "openverse")[n % 2],
