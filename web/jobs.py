@@ -168,7 +168,7 @@ def _made(job: Job) -> dict[str, str] | None:
         }
     if job.kind == "pack":
         where = {"name": result["dataset"], "version": result["version"], "form": result["format"]}
-        return {"title": "the zip", "url": url_for("api.download_export", **where)}
+        return {"verb": "Download", "title": "the zip", "url": url_for("api.download_export", **where)}
     if job.kind == "look":
         shown = {name: job.spec[name] for name in LookSpec.model_fields if name not in {"dataset", "version"}}
         return {"title": "the pictures", "url": url_for("datasets.look", name=result["dataset"], version=result["version"], **shown)}
