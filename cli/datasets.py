@@ -292,7 +292,7 @@ def _source(info: dict[str, Any]) -> str:
 
 
 def _licences(info: dict[str, Any]) -> str:
-    return ", ".join(f"{licence} {n:,}" for licence, n in info.get("licences", {}).items())
+    return ", ".join(f"{licence}: {n:,}" for licence, n in info.get("licences", {}).items())
 
 
 @dataset.command("diff")
