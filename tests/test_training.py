@@ -379,20 +379,19 @@ def test_images_grow_from_epoch_to_epoch_and_validation_sees_them_in_full(ready)
     live = Live(Progress(told.append), spec, learner.dls, Standing(spec.batch_size))
     fit(learner, spec, live, sizes)
     assert [(train, valid) for train, valid in sizes.seen] == [({side}, {128}) for side in spec.sides]
-    assert (spec.sides[0], spec.sides[-1], len(set(spec.sides)) > 1) == (64, 96, True)
+    assert (spec.sides[0], spec.sides[-1], len(set(spec.sides)) > 1) == (64, 128, True)
     assert told[-1]["progress"]["seconds_left"] == 0
     assert next(t for t in learner.dls.train.after_item.fs if isinstance(t, RandomResizedCrop)).size == (128, 128)  # for the export
 
 
 def test_the_sides_of_images_are_the_spec_s():
     of = lambda **changes: TrainSpec(dataset="any", **changes).sides  # noqa: E731
-    assert of(epochs=4) == [128, 128, 160, 160, 192]  # things are as large as in 224 pixels of a whole image
-    assert of(epochs=4, min_scale=1) == [128, 128, 160, 192, 224]
-    assert of(epochs=2, start="scratch") == [128, 192]
+    assert of(epochs=4) == [128, 128, 160, 192, 224]
+    assert of(epochs=2, start="scratch") == [128, 224]
     assert of(epochs=1, frozen_epochs=0) == [224]
     assert of(epochs=2, progressive=False) == [224] * 3
     assert of(epochs=2, image_size=96) == [96] * 3
-    assert of(epochs=1, image_size=300) == [160, 256]
+    assert of(epochs=1, image_size=300) == [160, 300]
 
 
 def test_the_cycles_are_those_of_fine_tune(uninterrupted):
