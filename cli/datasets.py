@@ -9,6 +9,7 @@ from cli.client import Client
 from cli.follow import tell
 from cli.options import Checked, checked, json_option, spec_options, wait_option
 from cli.pack import existing, upload
+from shared.sources import OWN
 from shared.specs import ModelRef, Name, ScrapeSpec
 
 NAME = Checked("name", Name)
@@ -81,7 +82,7 @@ def _standing(source: dict[str, Any]) -> str:
         case "needs":
             return f"needs {' and '.join(source['lacking'])}"
         case _:
-            return "not asked yet"
+            return "comes with the order" if source["name"] in OWN else "not asked yet"
 
 
 @dataset.command("list")
@@ -117,11 +118,20 @@ def show_(client: Client, name: str, version: int | None, as_json: bool) -> None
             ("images", f"{found['images']:,}"),
             ("size", show.size(found["bytes"])),
             ("made", show.ago(found["created"])),
-            ("from", found.get("source")),
+            ("from", _origin(found.get("source"))),
         ]
     )
     show.counts("class", found["classes"])
+    show.counts("licence", found["licences"])
     show.counts("dropped", found["dropped"])
+
+
+def _origin(source: Any) -> str:
+    """Where a version is from, in a line: `search: openverse, commons`, or the path of a folder."""
+    if not isinstance(source, dict):
+        return str(source or "")
+    more = source.get("path") or ", ".join(source.get("sources", [])) or source.get("batch") or source.get("id")
+    return f"{source.get('kind', '')}: {more}" if more else str(source.get("kind", ""))
 
 
 @dataset.command("edit")
