@@ -14,6 +14,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
@@ -269,10 +271,12 @@ def _write(storage: Storage, name: str, entry: tuple[Edit, ...]) -> tuple[Edit, 
 def _included(storage: Storage, name: str) -> dict[str, tuple[int, tuple[Edit, ...]]]:
     """By id, the version that includes an entry, and the entry, of those in the newest version or one before it in its line."""
     check(Name, name)
-    return {entry[0].id: (version, entry) for version, entries in _line(storage, name) for entry in entries}
+    return {
+        entry: (version, tuple(edits)) for version, entries in _line(storage, name) for entry, edits in groupby(entries, attrgetter("id"))
+    }
 
 
-def _line(storage: Storage, name: str) -> Iterator[tuple[int, list[tuple[Edit, ...]]]]:
+def _line(storage: Storage, name: str) -> Iterator[tuple[int, tuple[Edit, ...]]]:
     version: int | None = datasets.latest(storage, name)
     while version:
         parent, entries = _made_of(storage, name, version)
@@ -281,15 +285,13 @@ def _line(storage: Storage, name: str) -> Iterator[tuple[int, list[tuple[Edit, .
 
 
 @lru_cache(maxsize=1024)  # versions never change
-def _made_of(storage: Storage, name: str, version: int) -> tuple[int | None, list[tuple[Edit, ...]]]:
-    """The version that a version was made from, and the entries it includes."""
+def _made_of(storage: Storage, name: str, version: int) -> tuple[int | None, tuple[Edit, ...]]:
+    """The version that a version was made from, and the edits it includes."""
     info = datasets.info(storage, name, version)
     if not info.get("edits"):
-        return info.get("parent"), []
-    found: dict[str, list[Edit]] = {}
-    for each in storage.read_json(f"datasets/{name}/{version_name(version)}/edits.json"):
-        found.setdefault(each["id"], []).append(Edit(**each))
-    return info.get("parent"), [tuple(entry) for entry in found.values()]
+        return info.get("parent"), ()
+    entries = storage.read_json(f"datasets/{name}/{version_name(version)}/edits.json")
+    return info.get("parent"), tuple(Edit(**entry) for entry in entries)
 
 
 @lru_cache(maxsize=65_536)  # neither do entries
