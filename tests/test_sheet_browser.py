@@ -342,6 +342,25 @@ def test_what_the_server_does_not_get_is_said_and_sent_later_in_order(open_revie
     assert log(room) == [("remove", None, [0]), ("keep", None, [1]), ("remove", None, [2])]
 
 
+def test_a_decision_outlives_its_tab(open_review):
+    room = open_review(60)
+    press(room.page, "x")
+    room.page.close()
+    until(lambda: log(room) == [("remove", None, [0])], 30)
+
+
+def test_a_tab_asks_before_it_closes_on_what_is_not_saved(open_review):
+    room = open_review(60)
+    page = room.page
+    page.route("**/api/v1/datasets/*/edits", lambda route: route.abort())
+    press(page, "x")
+    expect(page.locator("#stuck")).to_contain_text("Leave this page open")
+    with page.expect_event("dialog") as asked:
+        page.close(run_before_unload=True)
+    assert asked.value.type == "beforeunload"
+    asked.value.accept()
+
+
 def test_what_the_server_refuses_is_taken_back_and_said(open_review):
     room = open_review(60)
     page = room.page
