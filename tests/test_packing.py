@@ -367,6 +367,7 @@ def test_an_export_that_is_cancelled_or_lacks_an_image_leaves_no_file(room):
     assert not [path for path in Path(room.storage.url, "exports").rglob("*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_a_tar_goes_in_and_a_zip_comes_out_and_goes_in_again_as_a_user_would(settings):
     store = JobStore(connect(settings.redis_url), settings.lease_seconds)
     worker = Worker(settings, "w1", ["scrape"], store, Storage(settings.storage, settings.cache), lambda *unit: None)
