@@ -10,6 +10,7 @@ from cli.client import Client
 from cli.follow import notice, tell
 from cli.options import Checked, checked, json_option, making, spec_options, wait_option
 from cli.pack import existing, upload
+from shared.sources import OWN
 from shared.specs import ModelRef, Name, PackSpec, ScrapeSpec, rename_lines
 
 NAME = Checked("name", Name)
@@ -137,7 +138,7 @@ def _standing(source: dict[str, Any]) -> str:
         case "needs":
             return f"needs {' and '.join(source['lacking'])}"
         case _:
-            return "not asked yet"
+            return "comes with the order" if source["name"] in OWN else "not asked yet"
 
 
 @dataset.command("list")
@@ -182,6 +183,7 @@ def show_(client: Client, name: str, version: int | None, as_json: bool) -> None
         ]
     )
     show.counts("class", found["classes"])
+    show.counts("licence", found["licences"])
     show.counts("dropped", found["dropped"])
 
 
@@ -292,7 +294,7 @@ def _source(info: dict[str, Any]) -> str:
 
 
 def _licences(info: dict[str, Any]) -> str:
-    return ", ".join(f"{licence} {n:,}" for licence, n in info.get("licences", {}).items())
+    return ", ".join(f"{licence}: {n:,}" for licence, n in info.get("licences", {}).items())
 
 
 @dataset.command("diff")

@@ -34,7 +34,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], numbers: Sequen
 
 def facts(pairs: Iterable[tuple[str, Any]]) -> None:
     """Names and values, one pair a line; pairs without a value are left out."""
-    kept = [(name, clean(value)) for name, value in pairs if value not in {None, ""}]
+    kept = [(name, clean(value)) for name, value in pairs if value is not None and value != ""]
     width = max((len(name) for name, _ in kept), default=0)
     for name, value in kept:
         click.echo(f"{name:<{width}}  {value}")

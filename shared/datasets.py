@@ -58,11 +58,6 @@ MANIFEST = pa.schema(
 DELETED = "deleted.json"  # in the folder of a version that was deleted: {"at": seconds since 1970}
 
 
-def image_key(sha256: str, ext: str) -> str:
-    """Where the bytes of a picture lie on storage."""
-    return f"images/{sha256[:2]}/{sha256}.{ext}"
-
-
 def export_key(name: str, version: int, form: str) -> str:
     """Where a version as a zip lies on storage, once it was exported in this format."""
     return f"exports/{name}/{version_name(version)}/{form}.zip"

@@ -14,6 +14,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import groupby
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
@@ -210,7 +212,7 @@ def removed(storage: Storage, name: str) -> set[str]:
     """
     try:
         check(Name, name)
-        in_force = {entry[0].id for _, entries in _line(storage, name, through_restores=True) for entry in entries}
+        in_force = {edit.id for _, entries in _line(storage, name, through_restores=True) for edit in entries}
         return {sha256 for sha256, edit in decided(storage, name).items() if edit.action == "remove" and edit.id in in_force}
     except NotFound:
         return set()
@@ -273,11 +275,13 @@ def _write(storage: Storage, name: str, entry: tuple[Edit, ...]) -> tuple[Edit, 
 def _included(storage: Storage, name: str) -> dict[str, tuple[int, tuple[Edit, ...]]]:
     """By id, the version that includes an entry, and the entry, of those in the newest version or one before it in its line."""
     check(Name, name)
-    return {entry[0].id: (version, entry) for version, entries in _line(storage, name) for entry in entries}
+    return {
+        entry: (version, tuple(edits)) for version, entries in _line(storage, name) for entry, edits in groupby(entries, attrgetter("id"))
+    }
 
 
-def _line(storage: Storage, name: str, through_restores: bool = False) -> Iterator[tuple[int, list[tuple[Edit, ...]]]]:
-    """The newest version, the one it was made from, and so on, each with its entries.
+def _line(storage: Storage, name: str, through_restores: bool = False) -> Iterator[tuple[int, tuple[Edit, ...]]]:
+    """The newest version, the one it was made from, and so on, each with its edits.
 
     `through_restores`: behind a version that restores another comes that other, whose images it has, instead of its parent.
     """
@@ -289,16 +293,14 @@ def _line(storage: Storage, name: str, through_restores: bool = False) -> Iterat
 
 
 @lru_cache(maxsize=1024)  # versions never change
-def _made_of(storage: Storage, name: str, version: int) -> tuple[int | None, int | None, list[tuple[Edit, ...]]]:
-    """The version that a version was made from, the one that it restores, and the entries it includes."""
+def _made_of(storage: Storage, name: str, version: int) -> tuple[int | None, int | None, tuple[Edit, ...]]:
+    """The version that a version was made from, the one that it restores, and the edits it includes."""
     info = datasets.info(storage, name, version)
     parent, restored = info.get("parent"), datasets.restored(info)
     if not info.get("edits"):
-        return parent, restored, []
-    found: dict[str, list[Edit]] = {}
-    for each in storage.read_json(f"datasets/{name}/{version_name(version)}/edits.json"):
-        found.setdefault(each["id"], []).append(Edit(**each))
-    return parent, restored, [tuple(entry) for entry in found.values()]
+        return parent, restored, ()
+    entries = storage.read_json(f"datasets/{name}/{version_name(version)}/edits.json")
+    return parent, restored, tuple(Edit(**entry) for entry in entries)
 
 
 @lru_cache(maxsize=65_536)  # neither do entries

@@ -31,7 +31,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from shared import buckets, datasets, results
-from shared.datasets import image_key
 from shared.errors import DarkroomError, Invalid, NotFound
 from shared.images import IMAGE_SUFFIXES, BadImage, read_bounded
 from shared.settings import Settings
@@ -46,7 +45,7 @@ from shared.specs import (
     UploadSource,
     UrlsSource,
 )
-from shared.storage import Storage
+from shared.storage import Storage, image_key
 from shared.tables import table_name
 from shared.tars import HARMLESS, RATIO
 

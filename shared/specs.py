@@ -5,7 +5,6 @@ are part of URLs and paths and therefore plain; class names are data and may be 
 """
 
 import difflib
-import math
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -450,7 +449,7 @@ class TrainSpec(ViewSpec):
     progressive: bool = Field(
         True,
         title="Progressive resizing",
-        description="train on smaller images first, and on larger ones later, which takes half the time; validation always sees the full size",
+        description="train on smaller images first and on the full size last, which takes two thirds of the time; validation always sees the full size",
     )
     valid_pct: float = Field(0.2, ge=0.01, le=0.9, title="Validation share", description="share of the images kept for validation")
     seed: int = Field(42, ge=0, le=2**31 - 1, title="Seed", description="of the split and of training")
@@ -475,17 +474,12 @@ class TrainSpec(ViewSpec):
 
     @property
     def sides(self) -> list[int]:
-        """The side of the images that each epoch trains on, pixels: from half the image size up, in steps that networks divide well.
-
-        The last is where things are as large, on average, as validation shows them: a random crop enlarges what is in it, so the full size would train
-        on larger things than are asked about later (Touvron 2019, Fixing the train-test resolution discrepancy).
-        """
+        """The side of the images that each epoch trains on, pixels: from half to the whole image size, in steps that networks divide well."""
         epochs = self.frozen + self.epochs
         if not self.progressive or self.image_size < 2 * SMALL or epochs == 1:
             return [self.image_size] * epochs
-        last = math.sqrt((1 + self.min_scale) / 2)  # of the image size; a crop has this share of the image's side on average
-        shares = [0.5 + (last - 0.5) * n / (epochs - 1) for n in range(epochs)]
-        return [max(SMALL, SIDE * round(self.image_size * share / SIDE)) for share in shares]
+        shares = [0.5 + 0.5 * n / (epochs - 1) for n in range(epochs)]
+        return [*(max(SMALL, SIDE * round(self.image_size * share / SIDE)) for share in shares[:-1]), self.image_size]
 
     @field_validator("gpus")
     @classmethod

@@ -316,6 +316,11 @@ class Storage:
         return True
 
 
+def image_key(sha256: str, ext: str) -> str:
+    """Where the bytes of a picture lie."""
+    return f"images/{sha256[:2]}/{sha256}.{ext}"
+
+
 def store_errors() -> tuple[type[Exception], ...]:
     """What reading and writing may raise when a store is away or refuses; s3fs lets through some errors of the library below it."""
     botocore = sys.modules.get("botocore.exceptions")

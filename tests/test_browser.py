@@ -214,6 +214,44 @@ def test_a_bad_name_is_told_at_its_field(page):
     expect(page.locator("[name=dataset]")).to_have_value("../<b>")
 
 
+def order(page: Page) -> list[str]:
+    return page.locator("[name=sources]").evaluate_all("boxes => boxes.map((box) => box.value)")
+
+
+def test_sources_are_put_in_order_by_keys_and_stay_so_when_the_form_is_refused(page):
+    page.goto("/datasets/new")
+    page.get_by_label("Flickr", exact=True).check()
+    arrow = page.get_by_role("button", name="Ask Flickr earlier")
+    arrow.focus()
+    page.keyboard.press("Enter")
+    assert order(page)[:3] == ["openverse", "flickr", "commons"]
+    expect(arrow).to_be_focused()
+    page.keyboard.press("Enter")
+    assert order(page)[:3] == ["flickr", "openverse", "commons"]
+    expect(page.get_by_label("Flickr", exact=True)).to_be_focused()  # there is no earlier place
+    expect(page.locator("#said")).to_have_text("Flickr is number 1.")
+    fill(page, dataset="wonders", classes="Petra")
+    page.locator("[name=dataset]").press("Enter")  # orders, and presses no arrow
+    expect(page.locator("#wrong-classes")).to_contain_text("at least 2")
+    assert order(page)[:3] == ["flickr", "openverse", "commons"]
+    expect(page.get_by_label("Flickr", exact=True)).to_be_checked()
+    expect(page.locator("[name=classes]")).to_have_value("Petra")
+    wide_enough(page)
+
+
+def test_sources_are_put_in_order_without_a_script(browser, system):
+    context = browser.new_context(base_url=system, java_script_enabled=False)
+    page = context.new_page()
+    page.goto("/datasets/new")
+    page.get_by_label("Brave", exact=True).check()
+    page.locator("[name=classes]").fill("Petra = Petra Jordan ruins")
+    page.get_by_role("button", name="Ask Brave earlier").click()
+    expect(page.locator(".sources li:nth-child(3) label")).to_have_text("Brave")
+    expect(page.get_by_label("Brave", exact=True)).to_be_checked()
+    expect(page.locator("[name=classes]")).to_have_value("Petra = Petra Jordan ruins")
+    context.close()
+
+
 @pytest.fixture
 def reviewing(browser, settings):
     """A page on a web of its own, with a batch of 24 pictures that nobody is sure of; and its decisions as they are on storage."""

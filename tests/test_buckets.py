@@ -14,11 +14,11 @@ from test_items import resumed_everywhere
 from test_packing import HOSTILE, Room
 
 from cli.start import free_port
-from shared import buckets
+from shared import buckets, datasets, garbage
 from shared.errors import Invalid
 from shared.images import BadImage
 from shared.items import ItemReader, walk
-from shared.jobs import State
+from shared.jobs import JobStore, State, connect
 from shared.queries import Filter, Queries
 from shared.recovery import recover
 from shared.results import csv_lines, tables
@@ -171,3 +171,20 @@ def test_a_version_is_exported_into_a_bucket_and_comes_back_from_there_as_the_sa
     result = room.pack("folder")
     assert room.storage.size(result["file"]) == result["bytes"]
     assert room.take_in(room.storage.read(result["file"]))["hash"] == made["hash"]
+
+
+def test_what_nothing_refers_to_is_freed_in_a_bucket_too(bucket, settings):
+    storage = Storage("s3://photos/store", settings.cache)
+    store = JobStore(connect(settings.redis_url))
+    wanted, stray = (f"images/{letter * 2}/{letter * 64}.jpg" for letter in "ab")
+    for key in (wanted, stray):
+        storage.write(key, b"jpg")
+    row = datasets.blank_row(sha256="a" * 64, ext="jpg", label="cat", status="kept")
+    storage.write("datasets/pets/v0001/manifest.parquet", datasets.manifest_bytes([row]))
+    storage.write_json("datasets/pets/v0001/info.json", {"dataset": "pets", "version": 1})
+    assert {(file.key, file.size) for file in storage.files("images")} == {(wanted, 3), (stray, 3)}
+    assert [heap.kind for heap in garbage.find(store, storage, 60) if heap.files] == []  # younger than a minute
+    heaps = garbage.find(store, storage, -60)
+    assert [(heap.kind, [file.key for file in heap.files]) for heap in heaps if heap.files] == [("images", [stray])]
+    assert garbage.free(store, storage, heaps)["images"] == {"files": 1, "bytes": 3}
+    assert [file.key for file in storage.files("images")] == [wanted]

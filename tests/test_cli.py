@@ -389,6 +389,21 @@ def test_a_dataset_is_shown_with_its_classes(run: Run, backend: Backend, tmp_pat
         assert "[bold]cat\t3\t50.0%" in run("dataset", "show", *args).stdout
 
 
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [({"kind": "search", "sources": ["openverse", "flickr"]}, "search: openverse, flickr"), ({"kind": "folder", "path": "/data/pets"}, "folder: /data/pets"), ({"kind": "edits", "model": None}, "edits")],
+)  # fmt: skip
+def test_a_dataset_is_shown_with_where_it_is_from_and_its_licences(
+    run: Run, backend: Backend, tmp_path: Path, source: dict[str, Any], line: str
+) -> None:
+    make_dataset(backend.storage, tmp_path / "d")
+    info = datasets.info(backend.storage, "animals", 1)
+    backend.storage.write_json("datasets/animals/v0001/info.json", {**info, "source": source, "licences": {"CC BY 2.0": 6}})
+    shown = run("dataset", "show", "animals").stdout
+    assert re.search(rf"^from +{re.escape(line)}$", shown, re.MULTILINE)
+    assert "CC BY 2.0\t6\t100.0%" in shown
+
+
 def test_a_dataset_that_is_not_there_ends_with_1_and_a_sentence(run: Run) -> None:
     done = run("dataset", "show", "nothing", "--json")
     assert (done.exit_code, done.stdout) == (1, "")

@@ -22,7 +22,7 @@ from shared import datasets, models, results
 from shared.errors import DarkroomError
 from shared.images import decode
 from shared.specs import ARCHITECTURES, ClassifySpec, TrainSpec
-from shared.storage import Storage
+from shared.storage import Storage, image_key
 from worker.classifying import engines, gpu
 from worker.classifying.batches import plan
 from worker.classifying.decoding import look, plain_jpeg, prepare, resized_to, squeezed
@@ -65,7 +65,7 @@ def test_exact_probabilities_are_those_of_the_exported_learner(tmp_path, monkeyp
     folder = storage.local(models.key("digits", 1, "info.json")).parent
     learner = load_learner(storage.local(models.key("digits", 1, "export.pkl")))
     valid = datasets.split([(row["sha256"], row["label"]) for row in rows], spec.valid_pct, spec.seed)
-    keys = [datasets.image_key(row["sha256"], row["ext"]) for row, side in zip(rows, valid, strict=True) if side]
+    keys = [image_key(row["sha256"], row["ext"]) for row, side in zip(rows, valid, strict=True) if side]
     pixels = {exact: np.stack([look(storage.read(key), 48, exact, 10**8)[0] for key in keys]) for exact in (True, False)}
     with learner.no_bar():
         theirs = np.stack([learner.predict(storage.local(key))[2].numpy() for key in keys])

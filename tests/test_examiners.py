@@ -13,9 +13,8 @@ import pytest
 from image_server import bomb, picture
 from PIL import Image
 
-from shared import datasets
 from shared.settings import Settings
-from shared.storage import Storage
+from shared.storage import Storage, image_key
 from worker.examiners import Examiners
 
 
@@ -32,7 +31,7 @@ def test_bytes_and_files_are_examined_alike_and_kept_as_they_are(settings, tmp_p
         assert examiners.examine(tmp_path / "a.part") == found
     assert found["sha256"] == hashlib.sha256(data).hexdigest()
     storage = Storage(settings.storage, settings.cache)
-    assert storage.read(datasets.image_key(found["sha256"], found["ext"])) == data
+    assert storage.read(image_key(found["sha256"], found["ext"])) == data
 
 
 def test_a_bad_picture_is_a_reason_and_the_next_one_is_examined(settings):

@@ -17,9 +17,10 @@ from cli.main import cli
 from shared import datasets, edits, findings
 from shared.errors import Invalid, NotFound
 from shared.settings import Settings
-from shared.storage import Storage, version_name
+from shared.storage import Storage, image_key, version_name
 from web import create_app
-from worker.examining import Collection, examine
+from worker.examiner import examine
+from worker.examining import Collection
 from worker.progress import Progress
 
 CLEAN, EACH = 200, 20
@@ -36,7 +37,7 @@ class Scrape:
 
     def add(self, data, label="temple", **origin):
         """Offer a picture; its sha256."""
-        facts = examine(data, self.storage, self.settings)
+        facts = examine(data, self.storage, self.settings.max_image_bytes)
         self.collection.add({"label": label, "name": "a.jpg", "source": "list", **origin}, facts)
         return facts["sha256"]
 
@@ -185,7 +186,7 @@ def test_an_image_whose_file_is_gone_is_a_finding_of_the_next_version(scrape):
     images = some(scrape)
     scrape.publish()
     rows = datasets.rows(scrape.storage, "wonders", 1)
-    scrape.storage.delete(datasets.image_key(images[3], "jpg"))
+    scrape.storage.delete(image_key(images[3], "jpg"))
     unmeasured = [{**row, "sharpness": None} for row in rows]
     with scrape.storage.writing("datasets/wonders/v0001/manifest.parquet") as f:
         f.write(datasets.manifest_bytes(unmeasured))

@@ -20,9 +20,10 @@ from shared.errors import DarkroomError, Invalid, NotFound, Unavailable
 from shared.items import FILES, ITEMS, blob_key, files_key, list_key
 from shared.jobs import JobStore, State, connect, keep_record, new_id
 from shared.specs import parse
-from shared.storage import Storage
+from shared.storage import Storage, image_key
 from web import create_app
-from worker.examining import Collection, examine
+from worker.examiner import examine
+from worker.examining import Collection
 from worker.importing import import_dataset
 from worker.progress import Progress
 
@@ -63,7 +64,7 @@ def free(room, older_than="1d"):
 def stored(storage, name="stray", days=0):
     """The key of a picture that nothing refers to, last written so many days ago."""
     data = picture(name)
-    key = datasets.image_key(hashlib.sha256(data).hexdigest(), "jpg")
+    key = image_key(hashlib.sha256(data).hexdigest(), "jpg")
     storage.write(key, data)
     then = time.time() - days * DAY
     if storage.is_local:
@@ -125,7 +126,7 @@ def test_the_image_of_a_dropped_row_stays(room):
     datasets.delete(room.storage, NAME, 2)
     age(room.storage)
     free(room)
-    assert room.storage.exists(datasets.image_key(gone["sha256"], gone["ext"]))
+    assert room.storage.exists(image_key(gone["sha256"], gone["ext"]))
 
 
 def test_the_image_of_a_decision_stays(room):
@@ -179,7 +180,7 @@ def test_thumbnails_go_with_their_images_and_stay_with_rows_of_batches(room):
     for key in make:
         room.storage.write(key, b"webp")
     end(room, make_batch(room, ["e" * 64]), unit="plan")
-    assert found(room) == {"images": [datasets.image_key(shown, "jpg")], "thumbs": sorted(make[2:])}
+    assert found(room) == {"images": [image_key(shown, "jpg")], "thumbs": sorted(make[2:])}
     free(room)
     assert [file.key for file in room.storage.files("thumbs")] == sorted(make[:2])
 
@@ -227,7 +228,7 @@ def test_a_job_that_only_the_storage_knows_counts(room):
 def test_an_image_that_an_import_finds_there_counts_as_new(room):
     data = picture("stray")
     stray = stored(room.storage, "stray", days=2)
-    examine(data, room.storage, room.settings)
+    examine(data, room.storage, room.settings.max_image_bytes)
     assert found(room) == {}
     assert found(room, "0") == {"images": [stray]}
 
@@ -236,7 +237,9 @@ def test_an_image_that_is_wanted_after_it_was_looked_for_stays(room):
     stray = stored(room.storage, days=2)
     heaps = garbage.find(room.store, room.storage, DAY)
     collection = Collection(room.storage, NAME, Progress(lambda _: None))  # an import that begins now
-    collection.add({"label": "cat", "name": "stray.jpg", "source": "folder"}, examine(picture("stray"), room.storage, room.settings))
+    collection.add(
+        {"label": "cat", "name": "stray.jpg", "source": "folder"}, examine(picture("stray"), room.storage, room.settings.max_image_bytes)
+    )
     assert garbage.free(room.store, room.storage, heaps)["images"] == {"files": 0, "bytes": 0}
     collection.publish("job2", {"kind": "folder"})
     assert room.storage.exists(stray)
@@ -258,7 +261,7 @@ def test_an_import_and_gc_at_once_never_lose_an_image(room):
         def import_(start=start, step=1 if round_ % 2 else -1):
             start.wait()
             for name in names[::step]:
-                examine(pictures[name], room.storage, room.settings)
+                examine(pictures[name], room.storage, room.settings.max_image_bytes)
 
         with ThreadPoolExecutor(2) as threads:
             freeing, importing = threads.submit(sweep), threads.submit(import_)
@@ -298,7 +301,7 @@ def test_a_version_that_is_published_meanwhile_keeps_its_images(room):
     heaps = garbage.find(room.store, room.storage, 0)
     import_dataset(spec, job, room.storage, room.settings, Progress(lambda _: None))
     garbage.free(room.store, room.storage, heaps)
-    assert all(room.storage.exists(datasets.image_key(r["sha256"], r["ext"])) for r in datasets.rows(room.storage, "other", 1))
+    assert all(room.storage.exists(image_key(r["sha256"], r["ext"])) for r in datasets.rows(room.storage, "other", 1))
 
 
 # -- deleted versions -------------------------------------------------------------------------------------------------

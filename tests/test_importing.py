@@ -16,8 +16,9 @@ from shared.errors import Cancelled, DarkroomError, Invalid
 from shared.items import upload_key
 from shared.settings import Settings
 from shared.specs import ImportSpec
-from shared.storage import Storage
-from worker.examining import Collection, examine
+from shared.storage import Storage, image_key
+from worker.examiner import examine
+from worker.examining import Collection
 from worker.importing import import_dataset
 from worker.layouts import Renaming, by_folder
 from worker.progress import Progress
@@ -94,7 +95,7 @@ def test_the_bytes_are_kept_as_they_came_under_their_hash(room):
     room.put(*four())
     room.run()
     for row in room.rows():
-        assert room.storage.read(datasets.image_key(row["sha256"], row["ext"])) == (room.source / row["name"]).read_bytes()
+        assert room.storage.read(image_key(row["sha256"], row["ext"])) == (room.source / row["name"]).read_bytes()
         assert (row["width"], row["height"], row["format"], len(row["phash"])) == (96, 80, "JPEG", 16)
 
 
@@ -296,7 +297,7 @@ def test_an_import_into_an_existing_dataset_adds_to_it(room):
 def test_a_version_that_another_job_published_meanwhile_is_carried_over_too(room):
     collection = Collection(room.storage, "pets", Progress(room.told.append))
     for label, n in [("bird", 1), ("bird", 2), ("cat", 1)]:
-        facts = examine(picture(f"{label}/{n}.jpg"), room.storage, room.settings)
+        facts = examine(picture(f"{label}/{n}.jpg"), room.storage, room.settings.max_image_bytes)
         collection.add({"label": label}, facts)
     room.put(*four())
     room.run()

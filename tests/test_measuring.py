@@ -9,7 +9,7 @@ from shared import datasets
 from shared.duplicates import CHROMA, PIXELS
 from shared.findings import BLURRY
 from shared.storage import Storage
-from worker.examining import examine
+from worker.examiner import examine
 from worker.measuring import complete, measure
 
 
@@ -53,7 +53,7 @@ def test_any_shape_is_measured(size):
 
 def test_pictures_of_an_earlier_version_are_measured_once_and_keep_their_hash(tmp_path, settings):
     storage = Storage(settings.storage, settings.cache)
-    facts = [examine(jpeg(photograph(n)), storage, settings) for n in range(12)]
+    facts = [examine(jpeg(photograph(n)), storage, settings.max_image_bytes) for n in range(12)]
     rows = [datasets.blank_row(**{**each, "sharpness": None, "thumb": "", "phash": "f" * 16}, status="kept") for each in facts]
     rows[3]["sha256"] = "0" * 64  # its file is gone
     rows[5]["status"] = "dropped"

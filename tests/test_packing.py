@@ -20,10 +20,11 @@ from shared.items import upload_key
 from shared.jobs import JobStore, connect
 from shared.settings import Settings
 from shared.specs import ImportSpec, PackSpec
-from shared.storage import Storage
+from shared.storage import Storage, image_key
 from shared.tables import defused, undefused
 from web import create_app
-from worker.examining import Collection, examine
+from worker.examiner import examine
+from worker.examining import Collection
 from worker.importing import import_dataset
 from worker.packing import folder_names, pack
 from worker.progress import Progress
@@ -74,8 +75,12 @@ class Room:
         collection = Collection(self.storage, name, Progress(lambda _: None))
         for n, label in enumerate(label for label in labels for _ in range(3)):
             origin = {**(ORIGIN if n % 2 else {"name": f"{n}.jpg", "source": "folder"}), "label": label, "split": sides[n % len(sides)]}
-            collection.add(origin, examine(picture(f"{label} {n}", kind="PNG" if n % 5 == 0 else "JPEG"), self.storage, self.settings))
-        collection.add({"label": labels[-1], "name": "again.jpg"}, examine(picture(f"{labels[0]} 1"), self.storage, self.settings))
+            collection.add(
+                origin, examine(picture(f"{label} {n}", kind="PNG" if n % 5 == 0 else "JPEG"), self.storage, self.settings.max_image_bytes)
+            )
+        collection.add(
+            {"label": labels[-1], "name": "again.jpg"}, examine(picture(f"{labels[0]} 1"), self.storage, self.settings.max_image_bytes)
+        )
         collection.publish("job-made", {"kind": "test"})
         return datasets.info(self.storage, name)
 
@@ -232,7 +237,7 @@ def test_images_keep_their_bytes_and_are_not_packed_again(room, form):
         for line in lines_of(room, form):
             assert archive.getinfo(line["file"]).compress_type == zipfile.ZIP_STORED
             ext = line["file"].rpartition(".")[2]
-            assert archive.read(line["file"]) == room.storage.read(datasets.image_key(line["sha256"], ext))
+            assert archive.read(line["file"]) == room.storage.read(image_key(line["sha256"], ext))
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -356,7 +361,7 @@ def test_an_export_that_is_cancelled_or_lacks_an_image_leaves_no_file(room):
     with pytest.raises(Cancelled):
         room.pack("folder", stop=stop)
     row = datasets.rows(room.storage, "wild", 1)[-1]
-    room.storage.delete(datasets.image_key(row["sha256"], row["ext"]))
+    room.storage.delete(image_key(row["sha256"], row["ext"]))
     with pytest.raises(DarkroomError, match=f"{row['sha256']} of wild v1 is not on the storage"):
         room.pack("folder")
     assert not [path for path in Path(room.storage.url, "exports").rglob("*") if path.is_file()]

@@ -22,7 +22,7 @@ from shared import datasets, models, results, review
 from shared.jobs import Claim, JobStore, State, connect
 from shared.settings import Settings
 from shared.specs import parse
-from shared.storage import Storage
+from shared.storage import Storage, image_key
 from web import charts, create_app
 from web.forms import SpecForm, class_lines
 
@@ -50,7 +50,7 @@ def make_dataset(storage: Storage) -> list[dict[str, object]]:
     for i in range(8):
         data = picture(i * 20)
         sha256 = hashlib.sha256(data).hexdigest()
-        storage.write(datasets.image_key(sha256, "jpg"), data)
+        storage.write(image_key(sha256, "jpg"), data)
         rows.append(
             datasets.blank_row(
                 sha256=sha256,
@@ -359,7 +359,11 @@ def test_every_wrong_field_is_told_at_once(client: FlaskClient, filled: SimpleNa
 def test_the_train_form_shows_the_defaults_of_the_spec(client: FlaskClient, filled: SimpleNamespace) -> None:
     text = client.get("/trainings/new?dataset=clothing").text
     assert re.search(r'name="epochs" value="4"[^>]*min="1"[^>]*max="500"', text)
-    assert '8 images in 2 classes (<a href="/datasets/clothing/v/1">clothing v1</a>; unknown 8), resnet18, 5 epochs' in text
+    assert (
+        '8 images in 2 classes (<a href="/datasets/clothing/v/1">clothing v1</a>; unknown&nbsp;<span class="soft count">8</span>), resnet18'
+        in text
+    )
+    assert "resnet18, 5 epochs" in text
 
 
 def test_retrain_is_filled_in_with_what_made_the_model(client: FlaskClient, filled: SimpleNamespace) -> None:

@@ -13,10 +13,9 @@ from test_training import SPEC, a_few, digits, place, publish
 from torchvision.models import squeezenet1_1
 
 from shared import models, validation
-from shared.datasets import image_key
 from shared.errors import NotFound
 from shared.specs import TrainSpec
-from shared.storage import Storage
+from shared.storage import Storage, image_key
 from worker.classifying.decoding import look
 from worker.classifying.engines import load
 from worker.progress import Progress

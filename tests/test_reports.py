@@ -14,7 +14,7 @@ from flask.testing import FlaskClient
 from test_pages import CLASSES, HOSTILE, picture, post
 
 from shared import models
-from shared.datasets import image_key
+from shared.storage import image_key
 from web import reports
 
 PAGE = "/models/clothing/v/1"

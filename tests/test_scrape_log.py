@@ -17,7 +17,7 @@ from shared import datasets
 from shared.errors import DarkroomError
 from shared.settings import Settings
 from shared.specs import ScrapeSpec
-from shared.storage import Storage
+from shared.storage import Storage, image_key
 from worker.progress import Progress
 from worker.scraping import log, scrape
 from worker.scraping.log import Log
@@ -36,7 +36,7 @@ def origin(n: int, label: str = "cat") -> dict[str, Any]:
 
 
 def test_what_was_noted_is_read_again_in_order(storage):
-    storage.write(datasets.image_key(KEPT["sha256"], "jpg"), b"abc")
+    storage.write(image_key(KEPT["sha256"], "jpg"), b"abc")
     first = Log(storage, "job1")
     first.add(origin(1), KEPT)
     assert first.write()
@@ -59,7 +59,7 @@ def test_a_log_of_many_files_becomes_one(storage, monkeypatch):
 
 
 def test_a_picture_that_the_disk_has_lost_is_no_part_of_the_log(storage):
-    storage.write(datasets.image_key(KEPT["sha256"], "jpg"), b"")  # as after a power cut
+    storage.write(image_key(KEPT["sha256"], "jpg"), b"")  # as after a power cut
     first = Log(storage, "job1")
     first.add(origin(1), KEPT)
     first.add(origin(2), GONE)

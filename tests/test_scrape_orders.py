@@ -242,7 +242,7 @@ def test_the_command_line_shows_the_state_of_each_source(run):
     assert re.fullmatch(rf"failed (just now|.* ago): {re.escape(FAILURE)}", lines["commons"])
     assert lines["flickr"] == "needs DARKROOM_FLICKR_KEY"
     assert lines["google"] == "needs DARKROOM_GOOGLE_KEY and DARKROOM_GOOGLE_CX"
-    assert lines["brave"] == "not asked yet"
+    assert (lines["brave"], lines["urls"]) == ("not asked yet", "comes with the order")
 
 
 def test_the_command_line_shows_no_key(run):

@@ -14,7 +14,7 @@ from shared import datasets, sources
 from shared.errors import Cancelled, DarkroomError
 from shared.settings import Settings
 from shared.specs import ScrapeSpec
-from shared.storage import Storage
+from shared.storage import Storage, image_key
 from worker.progress import Progress
 from worker.scraping import scrape
 
@@ -86,7 +86,7 @@ def test_a_hit_of_openverse_keeps_licence_creator_and_page(room):
     assert row["licence_url"] == "https://creativecommons.org/licenses/by-sa/2.0/"
     assert row["page_url"] == f"{room.server.url}/page/img/openverse-cat-0.jpg"
     assert row["url"] == f"{room.server.url}/img/openverse-cat-0.jpg"
-    assert room.storage.read(datasets.image_key(row["sha256"], row["ext"])) == picture("openverse-cat-0.jpg")
+    assert room.storage.read(image_key(row["sha256"], row["ext"])) == picture("openverse-cat-0.jpg")
 
 
 def test_a_hit_of_commons_keeps_licence_and_the_creator_without_html(room):
@@ -327,7 +327,7 @@ def test_progress_shows_each_class_and_the_latest_pictures(room):
     assert (last["done"], last["total"], last["kept"], last["dropped"], last["reasons"]) == (40, 40, 22, 1, {"not_found": 1})
     assert len(last["latest"]) == 22
     for entry in last["latest"]:
-        assert room.storage.exists(datasets.image_key(entry["sha256"], entry["ext"]))
+        assert room.storage.exists(image_key(entry["sha256"], entry["ext"]))
 
 
 def test_a_cancel_stops_a_scrape_that_waits_for_a_slow_server(room):

@@ -20,7 +20,7 @@ from werkzeug.serving import make_server
 from shared import datasets, edits
 from shared.jobs import JobStore, State, connect
 from shared.specs import ImportSpec
-from shared.storage import Storage
+from shared.storage import Storage, image_key
 from web import create_app
 from worker.importing import import_dataset
 from worker.progress import Progress
@@ -48,7 +48,7 @@ def publish(storage, count):
         if sha256 in seen or len(rows) == count:
             continue
         seen.add(sha256)
-        storage.write(datasets.image_key(sha256, "png"), data, durable=False)
+        storage.write(image_key(sha256, "png"), data, durable=False)
         n = len(rows)
         where = {
             "source": ("commons", "openverse")[n % 2],
@@ -340,6 +340,25 @@ def test_what_the_server_does_not_get_is_said_and_sent_later_in_order(open_revie
     saved(page)
     expect(page.locator("#stuck")).to_be_hidden()
     assert log(room) == [("remove", None, [0]), ("keep", None, [1]), ("remove", None, [2])]
+
+
+def test_a_decision_outlives_its_tab(open_review):
+    room = open_review(60)
+    press(room.page, "x")
+    room.page.close()
+    until(lambda: log(room) == [("remove", None, [0])], 30)
+
+
+def test_a_tab_asks_before_it_closes_on_what_is_not_saved(open_review):
+    room = open_review(60)
+    page = room.page
+    page.route("**/api/v1/datasets/*/edits", lambda route: route.abort())
+    press(page, "x")
+    expect(page.locator("#stuck")).to_contain_text("Leave this page open")
+    with page.expect_event("dialog") as asked:
+        page.close(run_before_unload=True)
+    assert asked.value.type == "beforeunload"
+    asked.value.accept()
 
 
 def test_what_the_server_refuses_is_taken_back_and_said(open_review):

@@ -32,7 +32,7 @@ from shared.errors import Cancelled, DarkroomError
 from shared.images import decode
 from shared.settings import Settings
 from shared.specs import ARCHITECTURES, TrainSpec
-from shared.storage import Storage
+from shared.storage import Storage, image_key
 from worker.progress import Progress
 from worker.training import _halved, checkpoints, train
 from worker.training.checkpoints import Standing
@@ -74,7 +74,7 @@ def publish(storage, folder, files, name="digits"):
     for label, data in files:
         picture = decode(data)
         sha256 = hashlib.sha256(data).hexdigest()
-        storage.write(datasets.image_key(sha256, picture.extension), data, durable=False)
+        storage.write(image_key(sha256, picture.extension), data, durable=False)
         size = {"width": picture.width, "height": picture.height, "bytes": len(data)}
         rows.append(datasets.blank_row(sha256=sha256, ext=picture.extension, label=label, status="kept", **size))
     folder.mkdir()
@@ -141,7 +141,7 @@ def test_the_top_losses_come_first_and_name_the_image(trained):
     losses = [finding["loss"] for finding in trained["report"]["top_losses"]]
     assert len(losses) == 24
     assert losses == sorted(losses, reverse=True)
-    assert all(trained["storage"].exists(datasets.image_key(f["sha256"], f["ext"])) for f in trained["report"]["top_losses"])
+    assert all(trained["storage"].exists(image_key(f["sha256"], f["ext"])) for f in trained["report"]["top_losses"])
 
 
 def test_validation_is_the_split_of_the_dataset(trained):
@@ -229,7 +229,7 @@ def test_the_same_spec_gives_the_same_weights(trained, ready):
 def test_the_export_loads_where_only_fastai_is(trained, tmp_path):
     export = trained["storage"].local(models.key("digits", 1, "export.pkl"))
     row = trained["rows"][0]
-    image = trained["storage"].local(datasets.image_key(row["sha256"], row["ext"]))
+    image = trained["storage"].local(image_key(row["sha256"], row["ext"]))
     code = (
         "import sys; from fastai.vision.all import *\n"
         f"learner = load_learner({str(export)!r}); learner.remove_cb(ProgressCallback); label, _, probabilities = learner.predict({str(image)!r})\n"
@@ -379,27 +379,26 @@ def test_images_grow_from_epoch_to_epoch_and_validation_sees_them_in_full(ready)
     live = Live(Progress(told.append), spec, learner.dls, Standing(spec.batch_size))
     fit(learner, spec, live, sizes)
     assert [(train, valid) for train, valid in sizes.seen] == [({side}, {128}) for side in spec.sides]
-    assert (spec.sides[0], spec.sides[-1], len(set(spec.sides)) > 1) == (64, 96, True)
+    assert (spec.sides[0], spec.sides[-1], len(set(spec.sides)) > 1) == (64, 128, True)
     assert told[-1]["progress"]["seconds_left"] == 0
     assert next(t for t in learner.dls.train.after_item.fs if isinstance(t, RandomResizedCrop)).size == (128, 128)  # for the export
 
 
 def test_the_sides_of_images_are_the_spec_s():
     of = lambda **changes: TrainSpec(dataset="any", **changes).sides  # noqa: E731
-    assert of(epochs=4) == [128, 128, 160, 160, 192]  # things are as large as in 224 pixels of a whole image
-    assert of(epochs=4, min_scale=1) == [128, 128, 160, 192, 224]
-    assert of(epochs=2, start="scratch") == [128, 192]
+    assert of(epochs=4) == [128, 128, 160, 192, 224]
+    assert of(epochs=2, start="scratch") == [128, 224]
     assert of(epochs=1, frozen_epochs=0) == [224]
     assert of(epochs=2, progressive=False) == [224] * 3
     assert of(epochs=2, image_size=96) == [96] * 3
-    assert of(epochs=1, image_size=300) == [160, 256]
+    assert of(epochs=1, image_size=300) == [160, 300]
 
 
 def test_the_cycles_are_those_of_fine_tune(uninterrupted):
     _, storage = uninterrupted
     rows = datasets.rows(storage, "digits", 1)
     valid = datasets.split([(row["sha256"], row["label"]) for row in rows], 0.2, 42)
-    paths = [storage.local(datasets.image_key(row["sha256"], row["ext"])) for row in rows]
+    paths = [storage.local(image_key(row["sha256"], row["ext"])) for row in rows]
     samples = [Sample(row["sha256"], "png", row["label"], v, path, 32 * 32) for row, v, path in zip(rows, valid, paths, strict=True)]
     spec = TrainSpec(**WHOLE | {"keep_best": False})
     found = []
@@ -801,7 +800,7 @@ def test_a_large_image_is_kept_smaller_for_training_and_as_the_very_square_for_v
         of_original, of_kept = transform(of_original, split_idx=1), transform(of_kept, split_idx=1)
     assert np.array_equal(np.asarray(of_original), np.asarray(of_kept))
     assert sample_of(spec, row, True, storage, tmp_path / "prepared") == kept
-    assert sample_of(spec, small, False, storage, tmp_path / "prepared").path == storage.local(datasets.image_key(small["sha256"], "png"))
+    assert sample_of(spec, small, False, storage, tmp_path / "prepared").path == storage.local(image_key(small["sha256"], "png"))
 
 
 def test_a_mixed_bag_of_formats_is_trained_on(tmp_path):
@@ -815,7 +814,7 @@ def test_a_mixed_bag_of_formats_is_trained_on(tmp_path):
 def test_a_kept_image_that_cannot_be_opened_is_a_sentence_that_names_it(ready):
     settings, storage = ready
     row = datasets.rows(storage, "digits", 1)[5]
-    storage.write(datasets.image_key(row["sha256"], row["ext"]), b"not a picture")
+    storage.write(image_key(row["sha256"], row["ext"]), b"not a picture")
     with pytest.raises(DarkroomError, match=f"{row['sha256']}.png of the class 'digit 0'"):
         train(TrainSpec(**SPEC), "job1", storage, settings, Progress(lambda _: None))
 

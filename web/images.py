@@ -9,11 +9,10 @@ from functools import lru_cache
 from flask import Blueprint, Response, request
 from PIL import Image
 
-from shared.datasets import image_key
 from shared.errors import Invalid, NotFound
 from shared.images import EXTENSIONS, BadImage, thumbnail
 from shared.items import ItemReader
-from shared.storage import Storage
+from shared.storage import Storage, image_key
 from web.backend import backend, batch_of
 from web.downloads import attachment
 

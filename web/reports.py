@@ -9,7 +9,7 @@ from flask import Blueprint, render_template, request
 
 from shared import datasets, heat, models, validation
 from shared.errors import DarkroomError, NotFound
-from shared.storage import Storage
+from shared.storage import Storage, image_key
 from web import charts, orders, parameters
 from web.backend import backend
 
@@ -116,7 +116,7 @@ def _row(storage: Storage, info: dict[str, Any], sha256: str) -> dict[str, Any]:
 def _heat(info: dict[str, Any], row: dict[str, Any]) -> dict[str, Any]:
     """Where the model looks in an image of its dataset, or `error` with a sentence."""
     try:
-        data = backend().storage.read(datasets.image_key(row["sha256"], row["ext"]))
+        data = backend().storage.read(image_key(row["sha256"], row["ext"]))
         return heat_of(info, data, request.args.get("class", ""))
     except DarkroomError as error:
         return {"error": str(error)}

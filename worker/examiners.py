@@ -1,4 +1,4 @@
-"""Processes that open pictures nobody vouches for, seen from both sides.
+"""Processes that open pictures nobody vouches for (worker/examiner.py), seen from whoever asks them.
 
 A picture can be made to crash a decoder, to keep it busy for ever, or to fill the memory. So none is decoded where a job is at work: each of
 these processes is limited in memory, and in time for one picture. One that dies is replaced, and a picture on which two have died is a row
@@ -9,24 +9,19 @@ import contextlib
 import json
 import os
 import queue
-import resource
 import select
-import signal
 import subprocess
 import sys
 import time
-import traceback
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
-from shared.images import BadImage, read_bounded
+from shared.images import BadImage
 from shared.settings import Settings
-from shared.storage import Storage
 from worker.device import ChildDied
-from worker.examining import dropped, examine, fingerprint
+from worker.examiner import SECONDS, dropped, fingerprint
 
-SECONDS = 60  # for one picture, from asking to the answer; the largest allowed takes three on a quiet core
 TRIES = 2  # the first death may be the machine's own trouble
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"}  # one picture at a time, one core
 
@@ -80,12 +75,13 @@ class _Process:
     def __init__(self, settings: Settings, seconds: float) -> None:
         self._seconds = seconds
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "worker.examiners"],
+            [sys.executable, "-m", "worker.examiner"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, **ENVIRONMENT},
         )
-        self._say(settings.model_dump_json().encode())
+        known = settings.model_dump(mode="json", include={"storage", "cache", "max_image_bytes", "child_memory_bytes"})
+        self._say(json.dumps(known).encode())
 
     def ask(self, picture: bytes | Path, min_side: int) -> dict[str, Any]:
         """What it finds. Raises ChildDied, TimeoutError, and OSError as `examine` does."""
@@ -138,43 +134,3 @@ def _given_up(picture: bytes | Path, why: str) -> dict[str, Any]:
     """The columns of a picture that no process survives."""
     data = picture.read_bytes() if isinstance(picture, Path) else picture
     return {**fingerprint(data), **dropped(BadImage("unreadable", f"The picture cannot be decoded: it {why}, {TRIES} times."))}
-
-
-# -- the process itself -------------------------------------------------------------------------------------------------
-
-
-def main() -> None:
-    """Examine what standard input names, a line and perhaps bytes each, until it ends; a line of JSON on standard output for each."""
-    questions, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints
-    settings = Settings.model_validate_json(questions.readline())
-    resource.setrlimit(resource.RLIMIT_AS, (settings.child_memory_bytes,) * 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    storage = Storage(settings.storage, settings.cache)
-    while line := questions.readline():
-        question = json.loads(line)
-        signal.alarm(2 * SECONDS)  # should nobody be left to end us
-        answer = _answer(question, questions, storage, settings)
-        signal.alarm(0)
-        answers.write(json.dumps(answer).encode() + b"\n")
-        answers.flush()
-
-
-def _answer(question: dict[str, Any], questions: IO[bytes], storage: Storage, settings: Settings) -> dict[str, Any]:
-    try:
-        if "path" in question:
-            with Path(question["path"]).open("rb") as file:
-                data = read_bounded(file, settings.max_image_bytes)
-        else:
-            data = questions.read(question["bytes"])
-        return examine(data, storage, settings, question["min_side"])
-    except BadImage as error:
-        return dropped(error)
-    except OSError as error:
-        return {"os_error": [error.errno, error.strerror, error.filename and str(error.filename)]}
-    except Exception:  # noqa: BLE001 - whatever it is, whoever asked must hear of it
-        return {"bug": traceback.format_exc()}
-
-
-if __name__ == "__main__":
-    main()

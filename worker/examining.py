@@ -5,7 +5,6 @@ left_out (with its class, or by a restored version), bad_line, bad_label and cha
 or of an item that could not be read (shared/items.py).
 """
 
-import hashlib
 import json
 import tempfile
 import time
@@ -18,8 +17,6 @@ from typing import Any
 from shared import datasets, duplicates, edits, findings
 from shared.edits import Edit
 from shared.errors import DarkroomError, Invalid
-from shared.images import BadImage, decode
-from shared.settings import Settings
 from shared.storage import Storage, version_name, versions
 from worker import measuring
 from worker.progress import Progress
@@ -28,42 +25,6 @@ ENOUGH = 2  # images a class needs: one to train on, one to validate with
 EVERY = 0.2  # seconds between two reports of progress
 LATEST = 24  # pictures that the page of a running job shows
 GONE = ("removed", "left_out")  # reasons of pictures that the version before still had
-
-
-def examine(data: bytes, storage: Storage, settings: Settings, min_side: int = 1) -> dict[str, Any]:
-    """Decode `data` whole; if it is a picture, store the original bytes under their hash. Safe to call from several threads.
-
-    Returns columns of a manifest row: sha256, bytes, and either ext, width, height, format and what `measuring.measure` tells, or reason and detail.
-    `min_side`: a picture whose shorter side has fewer pixels is dropped.
-    """
-    facts = fingerprint(data)
-    try:
-        picture = decode(data, settings.max_image_bytes)
-        if min(picture.width, picture.height) < min_side:
-            raise too_small(picture.width, picture.height, min_side)
-    except BadImage as error:
-        return {**facts, **dropped(error)}
-    key = datasets.image_key(facts["sha256"], picture.extension)
-    # touched, it counts as new, or `darkroom gc` might free it before the version that refers to it is there; a power cut leaves files without their end
-    if not (storage.touch(key) and storage.size(key) == len(data)):
-        storage.write(key, data, durable=False)  # publishing the version waits for the disk, once for all
-    size = {"width": picture.width, "height": picture.height, "format": picture.format}
-    return {**facts, "ext": picture.extension, **size, **measuring.measure(picture.image)}
-
-
-def fingerprint(data: bytes) -> dict[str, Any]:
-    """The columns of a manifest row that any bytes have."""
-    return {"sha256": hashlib.sha256(data).hexdigest() if data else "", "bytes": len(data)}
-
-
-def dropped(error: BadImage) -> dict[str, Any]:
-    """The columns of a manifest row that say why there is no picture."""
-    return {"reason": error.code, "detail": str(error)}
-
-
-def too_small(width: int, height: int, min_side: int) -> BadImage:
-    """The error of a picture with a side under `min_side` pixels."""
-    return BadImage("too_small", f"The picture has {width} x {height} pixels; the shorter side needs at least {min_side}.")
 
 
 def _one_at_a_time(publish: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:

@@ -20,11 +20,11 @@ import onnxruntime
 import torch
 from onnxruntime.capi import onnxruntime_pybind11_state as refusals
 
-from shared import datasets, models, validation
+from shared import models, validation
 from shared.errors import DarkroomError, NotFound
 from shared.settings import Settings
 from shared.specs import ExportSpec
-from shared.storage import Storage
+from shared.storage import Storage, image_key
 from worker.classifying.decoding import look, resized_to
 from worker.classifying.engines import read_info
 from worker.classifying.network import Normalised, load_network
@@ -154,7 +154,7 @@ def pictures(info: dict[str, Any], storage: Storage) -> np.ndarray:
     size = info["image_size"]
     seen = []
     for row in _validated(info, storage):
-        key = datasets.image_key(row["sha256"], row["ext"])
+        key = image_key(row["sha256"], row["ext"])
         if len(seen) < COMPARED and storage.exists(key):
             seen.append(look(storage.read(key), size, True, 2**31, info.get("resize", "squish"))[0])
     noise = np.random.default_rng(0).integers(0, 256, (COMPARED - len(seen), size, size, 3), np.uint8)

@@ -14,7 +14,7 @@ from shared.images import BadImage
 from shared.items import ItemReader, offered_name, walk
 from shared.settings import Settings
 from shared.specs import ClassesSource, EditsSource, FolderSource, ImportSpec, RestoreSource, ReviewSource, UploadSource
-from shared.storage import Storage
+from shared.storage import Storage, image_key
 from shared.tables import MAX_TABLE
 from worker import layouts
 from worker.examiners import Examiners
@@ -160,9 +160,7 @@ def _take_over(source: ClassesSource, storage: Storage, collection: Collection, 
     collection.check_labels(dict.fromkeys(label for label in renamed if label))
     for done, (row, label) in enumerate(zip(rows, renamed, strict=True), 1):
         facts = {} if label else {"reason": "left_out", "detail": f"The class {row['label']!r} was left out."}
-        if (
-            storage.is_local and label and not storage.touch(datasets.image_key(row["sha256"], row["ext"]))
-        ):  # or `darkroom gc` might free it
+        if storage.is_local and label and not storage.touch(image_key(row["sha256"], row["ext"])):  # or `darkroom gc` might free it
             facts = {"reason": "not_found", "detail": "The image is not on the storage any more."}
         collection.add({**row, "label": label or ""}, facts)
         collection.tell("importing", done, len(rows))

@@ -20,10 +20,9 @@ import numpy as np
 from cykooz_resizer import FilterType, ResizeAlg, ResizeOptions, Resizer
 from PIL import Image
 
-from shared import datasets
 from shared.errors import NotFound
 from shared.images import BadImage, decode
-from shared.storage import Storage
+from shared.storage import Storage, image_key
 
 SIDE = 256  # of the copy, pixels: about what a network sees
 AHEAD = 4  # pictures in hand a thread
@@ -133,7 +132,7 @@ def _measured(rows: list[dict[str, Any]], storage: Storage) -> Iterator[tuple[di
 
 def _looked_at(row: dict[str, Any], storage: Storage) -> dict[str, Any]:
     try:
-        data = storage.read(datasets.image_key(row["sha256"], row["ext"]))
+        data = storage.read(image_key(row["sha256"], row["ext"]))
         return measure(decode(data, len(data), reduce_to=SIDE).image)
     except (BadImage, NotFound):
         return {}

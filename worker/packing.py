@@ -33,7 +33,7 @@ from shared import datasets
 from shared.errors import DarkroomError, NotFound
 from shared.settings import Settings
 from shared.specs import PackSpec
-from shared.storage import Storage
+from shared.storage import Storage, image_key
 from shared.tables import ATTRIBUTION, CLASSES, EXPORTED, LABELS, defused
 from worker.progress import Progress
 
@@ -181,7 +181,7 @@ class _Pack:
         member = _named(self.file_of(row), zipfile.ZIP_STORED)
         member.file_size = row["bytes"]
         try:
-            with self.storage.open(datasets.image_key(row["sha256"], row["ext"])) as file, self.archive.open(member, "w") as out:
+            with self.storage.open(image_key(row["sha256"], row["ext"])) as file, self.archive.open(member, "w") as out:
                 shutil.copyfileobj(file, out, COPY)
         except NotFound:
             where = f"{self.info['dataset']} v{self.info['version']}"

@@ -1,6 +1,7 @@
 /* The little that pages need a script for; each works without it. Loaded before the page is drawn, so that sizes do not jump. */
 "use strict";
 
+document.documentElement.classList.add("scripted");
 const SIZES = ["96", "144", "224"];
 const kept = (() => { try { return localStorage.getItem("thumb"); } catch { return null; } })();
 if (SIZES.includes(kept)) document.documentElement.dataset.thumb = kept;

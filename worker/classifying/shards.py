@@ -17,13 +17,12 @@ import numpy as np
 import pyarrow as pa
 
 from shared import models, portions, results
-from shared.datasets import image_key
 from shared.errors import DarkroomError
 from shared.images import BadImage, Picture
 from shared.items import ItemReader
 from shared.settings import Settings
 from shared.specs import ClassifySpec
-from shared.storage import Storage
+from shared.storage import Storage, image_key
 from worker.classifying import engines
 from worker.classifying.decoding import look, plain_jpeg
 from worker.classifying.engines import Engine

@@ -23,8 +23,9 @@ from shared.items import ItemReader
 from shared.settings import Settings
 from shared.specs import ClassQuery, ScrapeSpec
 from shared.storage import Storage
+from worker.examiner import dropped, too_small
 from worker.examiners import Examiners
-from worker.examining import EVERY, Collection, dropped, published, too_small
+from worker.examining import EVERY, Collection, published
 from worker.progress import Progress
 from worker.scraping import bing, brave, commons, duckduckgo, flickr, folder, google, openverse, pexels, serpapi, unsplash, urls
 from worker.scraping.fetch import Fetcher, FetchError

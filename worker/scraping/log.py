@@ -8,8 +8,7 @@ cut has damaged is fetched again.
 import json
 from typing import Any
 
-from shared.datasets import image_key
-from shared.storage import Storage
+from shared.storage import Storage, image_key
 
 WHOLE = 64
 Row = tuple[dict[str, Any], dict[str, Any]]  # where a hit is from, and what was found: columns of a manifest

@@ -23,7 +23,7 @@ from shared.errors import DarkroomError
 from shared.images import BadImage, decode
 from shared.settings import Settings
 from shared.specs import TrainSpec
-from shared.storage import Storage
+from shared.storage import Storage, image_key
 from worker.classifying.decoding import resized_to, squeezed
 from worker.progress import Progress
 
@@ -105,7 +105,7 @@ def _prepared(spec: TrainSpec, used: list[tuple[dict[str, Any], bool]], storage:
 
 def sample_of(spec: TrainSpec, row: dict[str, Any], valid: bool, storage: Storage, cache: Path) -> Sample:
     """The image of a manifest row as a sample. Raises DarkroomError when it cannot be opened, NotFound when it is gone."""
-    original = storage.local(datasets.image_key(row["sha256"], row["ext"]))
+    original = storage.local(image_key(row["sha256"], row["ext"]))
     width, height = row["width"], row["height"]
     if valid:
         side = resized_to(spec.image_size) if spec.resize == "squish" else spec.image_size
@@ -126,7 +126,7 @@ def sample_of(spec: TrainSpec, row: dict[str, Any], valid: bool, storage: Storag
 
 def prepare(row: dict[str, Any], storage: Storage, cache: Path) -> Path:
     """The image of a manifest row in its full size. Raises DarkroomError when it cannot be opened, NotFound when it is gone."""
-    original = storage.local(datasets.image_key(row["sha256"], row["ext"]))
+    original = storage.local(image_key(row["sha256"], row["ext"]))
     if is_plain(original):
         return original
     path = cache / f"{row['sha256']}.png"

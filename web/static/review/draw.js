@@ -12,16 +12,23 @@ export function element(tag, values = {}, ...children) {
   return made;
 }
 
-/** The cell of an image; `thumb(side)` gives the address of its thumbnail, `square` is the side of the cell in pixels. */
-export function makeShot(row, { thumb, square, judged }) {
-  const [near, far] = square < 120 ? [144, 224] : square < 190 ? [224, 448] : [448, 448];
-  const image = element("img", { alt: "", decoding: "async", draggable: false });
-  image.dataset.src = thumb(near);
-  if (far !== near) image.dataset.srcset = `${thumb(near)} 1x, ${thumb(far)} 2x`;
-  const shot = element("div", { className: "shot", id: `shot-${row}` }, element("div", { className: "frame" }, image), element("div", { className: "cap" }));
+const BLANK = element("div", { className: "shot" }, element("div", { className: "frame" }, element("img", { alt: "", decoding: "async", draggable: false })), element("div", { className: "cap" }));
+BLANK.setAttribute("role", "gridcell");
+
+/** The cell of an image, still without its picture; `judged`: with a line for what a model says. */
+export function makeShot(row, judged) {
+  const shot = BLANK.cloneNode(true);
+  shot.id = `shot-${row}`;
   if (judged) shot.append(element("div", { className: "sub" }));
-  shot.setAttribute("role", "gridcell");
   return shot;
+}
+
+/** Gives a cell its picture; `thumb(side)` is the address of a thumbnail, `square` the side of the cell in pixels. */
+export function fillShot(shot, thumb, square) {
+  const [near, far] = square < 120 ? [144, 224] : square < 190 ? [224, 448] : [448, 448];
+  const image = shot.firstChild.firstChild;
+  if (far !== near) image.srcset = `${thumb(near)} 1x, ${thumb(far)} 2x`;
+  image.src = thumb(near);
 }
 
 /** Brings a cell up to what is known of its image. */

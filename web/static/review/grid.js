@@ -5,9 +5,9 @@ const FAST = 4; // pixels a millisecond: pictures that pass faster are not asked
 const REST = 90; // milliseconds without scrolling, after which they are
 
 export class Grid {
-  /** `cell(position)` makes the element of an image; `caption()` says how many pixels it has below its square. */
-  constructor(root, { cell, caption, inset }) {
-    Object.assign(this, { root, cell, caption, inset, total: 0, columns: 1, lines: new Map(), last: { top: 0, at: 0 } });
+  /** `cell(position)` makes the element of an image, without its picture, which `picture(cell)` gives to it; `caption()` says how many pixels it has below its square. */
+  constructor(root, { cell, picture, caption, inset }) {
+    Object.assign(this, { root, cell, picture, caption, inset, total: 0, columns: 1, lines: new Map(), blank: new Set(), last: { top: 0, at: 0 } });
     addEventListener("scroll", () => this.later(), { passive: true });
     addEventListener("resize", () => this.layout());
     new ResizeObserver(() => { if (root.clientWidth !== this.width) this.layout(); }).observe(root);
@@ -88,6 +88,7 @@ export class Grid {
       const cell = this.cell(at);
       cell.setAttribute("aria-colindex", at - number * this.columns + 1);
       line.append(cell);
+      this.blank.add(cell);
     }
     this.root.append(line);
     return line;
@@ -95,7 +96,8 @@ export class Grid {
 
   /** Takes a line away, and what of it is still on its way. */
   drop(line) {
-    for (const image of line.querySelectorAll("img")) if (!image.complete) { image.removeAttribute("srcset"); image.removeAttribute("src"); }
+    for (const cell of line.children) this.blank.delete(cell);
+    for (const image of line.querySelectorAll("img[src]")) if (!image.complete) { image.removeAttribute("srcset"); image.removeAttribute("src"); }
     line.remove();
   }
 
@@ -105,10 +107,7 @@ export class Grid {
     this.last = { top, at: now };
     clearTimeout(this.resting);
     if (speed > FAST) { this.resting = setTimeout(() => this.load(top), REST); return; }
-    for (const image of this.root.querySelectorAll("img[data-src]")) {
-      if (image.dataset.srcset) image.srcset = image.dataset.srcset;
-      image.src = image.dataset.src;
-      delete image.dataset.src;
-    }
+    for (const cell of this.blank) this.picture(cell);
+    this.blank.clear();
   }
 }

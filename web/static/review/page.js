@@ -2,7 +2,7 @@
 
 import { Chooser } from "./chooser.js";
 import { Closer } from "./closer.js";
-import { drawChoices, drawShot, element, makeShot, number, plural, title } from "./draw.js";
+import { drawChoices, drawShot, element, fillShot, makeShot, number, plural, title } from "./draw.js";
 import { Grid } from "./grid.js";
 import { Outbox } from "./outbox.js";
 import { DROPPED, FIELDS, KEPT, RELABELLED, Rows } from "./rows.js";
@@ -128,10 +128,13 @@ const thumb = (row, side) => `${fill(page.thumb, row)}?side=${side}`;
 
 function cell(at) {
   const row = view.rows[at];
-  const shot = makeShot(row, { thumb: (side) => thumb(row, side), square: grid.square, judged: wanted.model });
+  const shot = makeShot(row, wanted.model);
   draw(shot, row);
   return shot;
 }
+
+const rowOf = (shot) => Number(shot.id.slice(5));
+const picture = (shot) => fillShot(shot, (side) => thumb(rowOf(shot), side), grid.square);
 
 function draw(shot, row) {
   const at = view.place[row];
@@ -141,7 +144,8 @@ function draw(shot, row) {
 
 /** Draws the cells anew that are on the page, of some rows or of all. */
 function redraw(some) {
-  for (const row of some ?? Array.from($("grid").querySelectorAll(".shot"), (shot) => Number(shot.id.slice(5)))) {
+  const few = some && some.length < rows.count / 20 ? some : null;
+  for (const row of few ?? Array.from($("grid").querySelectorAll(".shot"), rowOf)) {
     const shot = $(`shot-${row}`);
     if (shot) draw(shot, row);
   }
@@ -316,7 +320,7 @@ addEventListener("popstate", () => {
 // -- hands ----------------------------------------------------------------------------------------------------------------------
 
 const inset = () => ({ top: $("picks").offsetHeight, bottom: $("deck").offsetHeight });
-const grid = new Grid($("grid"), { cell, inset, caption: () => (wanted.model ? 42 : 23) });
+const grid = new Grid($("grid"), { cell, picture, inset, caption: () => (wanted.model ? 42 : 23) });
 const chooser = new Chooser($("classes"), relabel);
 new ResizeObserver(() => root.style.setProperty("--deck", `${$("deck").offsetHeight}px`)).observe($("deck"));
 
@@ -380,7 +384,7 @@ root.addEventListener("click", (event) => {
 $("grid").addEventListener("click", (event) => {
   const shot = event.target.closest(".shot");
   if (!shot) return;
-  const at = view.place[Number(shot.id.slice(5))];
+  const at = view.place[rowOf(shot)];
   if (event.shiftKey) go(at, true);
   else if (event.ctrlKey || event.metaKey || several) toggle(at);
   else go(at);

@@ -7,11 +7,18 @@ export const ACTIONS = { keep: KEPT, relabel: RELABELLED, remove: DROPPED };
 export const FIELDS = ["label", "state", "source", "licence", "finding", "split", "model", "sort"]; // of an address
 const HEX = Array.from({ length: 256 }, (_, byte) => byte.toString(16).padStart(2, "0"));
 
+function bytes(base64) {
+  const text = atob(base64);
+  const found = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i += 1) found[i] = text.charCodeAt(i);
+  return found;
+}
+
 export class Rows {
   /** `index`: the answer of the API's `sheet`. A row is the number of an image in manifest order. */
   constructor(index) {
     this.count = index.images;
-    this.digests = Uint8Array.from(atob(index.sha256), (byte) => byte.charCodeAt(0));
+    this.digests = bytes(index.sha256);
     this.columns = Object.fromEntries(Object.entries(index.columns).map(([name, column]) => [name, { values: column.values, rows: Uint32Array.from(column.rows) }]));
     this.classes = index.columns.label.values; // those of the version: the first ten have a digit
     this.labels = [...this.classes]; // and behind them the new ones
