@@ -31,20 +31,24 @@ def storage(tmp_path: Path) -> Storage:
     return Storage(str(tmp_path / "store"), tmp_path)
 
 
-def origin(n: int, label: str = "cat") -> dict[str, Any]:
-    return {"label": label, "url": f"http://host/{n}.jpg"}
+def url(n: int) -> str:
+    return f"http://host/{n}.jpg"
+
+
+def origin(n: int) -> dict[str, Any]:
+    return {"label": "cat", "name": f"picture {n}"}
 
 
 def test_what_was_noted_is_read_again_in_order(storage):
     storage.write(image_key(KEPT["sha256"], "jpg"), b"abc")
     first = Log(storage, "job1")
-    first.add(origin(1), KEPT)
+    first.add(url(1), origin(1), KEPT)
     assert first.write()
-    first.add(origin(2), GONE)
+    first.add(url(2), origin(2), GONE)
     assert first.write()
     assert not first.write()
     again = Log(storage, "job1")
-    assert again.rows == [(origin(1), KEPT), (origin(2), GONE)]
+    assert again.rows == [(url(1), origin(1), KEPT), (url(2), origin(2), GONE)]
     assert again.found == {"http://host/1.jpg": KEPT, "http://host/2.jpg": GONE}
 
 
@@ -52,25 +56,25 @@ def test_a_log_of_many_files_becomes_one(storage, monkeypatch):
     monkeypatch.setattr(log, "WHOLE", 4)
     for n in range(11):  # each from where the one before has ended
         each = Log(storage, "job1")
-        each.add(origin(n), GONE)
+        each.add(url(n), origin(n), GONE)
         each.write()
     assert len(storage.list("scrapes/job1")) <= 4
-    assert [row[0] for row in Log(storage, "job1").rows] == [origin(n) for n in range(11)]
+    assert [row[0] for row in Log(storage, "job1").rows] == [url(n) for n in range(11)]
 
 
 def test_a_picture_that_the_disk_has_lost_is_no_part_of_the_log(storage):
     storage.write(image_key(KEPT["sha256"], "jpg"), b"")  # as after a power cut
     first = Log(storage, "job1")
-    first.add(origin(1), KEPT)
-    first.add(origin(2), GONE)
+    first.add(url(1), origin(1), KEPT)
+    first.add(url(2), origin(2), GONE)
     first.write()
     assert list(Log(storage, "job1").found) == ["http://host/2.jpg"]
 
 
 def test_a_damaged_end_of_a_file_costs_only_that(storage):
     first = Log(storage, "job1")
-    first.add(origin(1), GONE)
-    first.add(origin(2), GONE)
+    first.add(url(1), origin(1), GONE)
+    first.add(url(2), origin(2), GONE)
     first.write()
     key = "scrapes/job1/00000000.jsonl"
     storage.write(key, storage.read(key)[:-20])

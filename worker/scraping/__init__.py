@@ -74,11 +74,12 @@ class _Scrape:
     taken: set[tuple[str, str]] = field(default_factory=set)  # class and address of the hits that are decided or under way
 
     def __post_init__(self) -> None:
-        self.taken |= {(origin["label"], origin["url"]) for origin, _ in self.log.rows}
+        self.taken |= {(origin["label"], where) for where, origin, _ in self.log.rows}
 
-    def note(self, origin: dict[str, Any], facts: dict[str, Any]) -> bool:
+    def note(self, hit: Hit, facts: dict[str, Any]) -> bool:
         """A hit is decided: a row of the dataset, and of the log. Whether it was kept."""
-        self.log.add(origin, facts)
+        origin = _origin(hit)
+        self.log.add(hit.image_url, origin, facts)
         return self.collection.add(origin, facts)
 
 
@@ -106,7 +107,7 @@ def _scraped(spec: ScrapeSpec, job: str, log: Log, storage: Storage, settings: S
     collection = Collection(storage, spec.dataset, progress)
     labels = [c.name for c in spec.classes]
     collection.check_labels(labels)
-    for origin, facts in log.rows:
+    for _, origin, facts in log.rows:
         collection.add(origin, facts)
     collection.tell("searching", collection.kept.total(), len(labels) * spec.per_class, labels)
     folder = settings.cache / "scrapes" / job
@@ -270,10 +271,9 @@ async def _hits(run: _Scrape, name: str, wanted: ClassQuery) -> AsyncGenerator[H
 
 async def _take(run: _Scrape, hit: Hit) -> None:
     """Fetch, examine and note one hit."""
-    origin = _origin(hit)
     if run.spec.min_side > min(hit.width, hit.height) > 0:
-        run.note(origin, dropped(too_small(hit.width, hit.height, run.spec.min_side)))
-    elif run.note(origin, run.log.found.get(hit.image_url) or await _found(run, hit)) and hit.ping:
+        run.note(hit, dropped(too_small(hit.width, hit.height, run.spec.min_side)))
+    elif run.note(hit, run.log.found.get(hit.image_url) or await _found(run, hit)) and hit.ping:
         await _tell_source(run, hit)
 
 

@@ -1,6 +1,6 @@
 """What a running scrape has decided so far, on storage, so that whoever goes on with it fetches nothing again.
 
-`scrapes/<job>/<number>.jsonl`: the first line says from which row on the file tells, each line after it is one hit: where it is from, and what
+`scrapes/<job>/<number>.jsonl`: the first line says from which row on the file tells, each line after it is one hit: its address, what its source says, and what
 was found. A file never changes; every `WHOLE`th tells all from the first row, after which those before it are deleted. Nothing is forced to the disk: what a power
 cut has damaged is fetched again.
 """
@@ -11,7 +11,9 @@ from typing import Any
 from shared.storage import Storage, image_key
 
 WHOLE = 64
-Row = tuple[dict[str, Any], dict[str, Any]]  # where a hit is from, and what was found: columns of a manifest
+Row = tuple[
+    str, dict[str, Any], dict[str, Any]
+]  # address or locator of a hit, what its source says, and what was found: columns of a manifest
 
 
 class Log:
@@ -26,15 +28,15 @@ class Log:
         for name in names:
             first, rows = _read(storage, f"{self._folder}/{name}")
             self.rows[first:] = rows
-        self.rows = [row for row in self.rows if _there(storage, row[1])]
-        self.found = {origin["url"]: facts for origin, facts in self.rows}  # by address
+        self.rows = [row for row in self.rows if _there(storage, row[2])]
+        self.found = {where: facts for where, _, facts in self.rows}
         self._number = max((int(name.partition(".")[0]) for name in names), default=-1) + 1
         self._written = 0  # what is left out of a damaged log is written anew
 
-    def add(self, origin: dict[str, Any], facts: dict[str, Any]) -> None:
+    def add(self, where: str, origin: dict[str, Any], facts: dict[str, Any]) -> None:
         """Note one hit; `write` keeps it."""
-        self.rows.append((origin, facts))
-        self.found[origin["url"]] = facts
+        self.rows.append((where, origin, facts))
+        self.found[where] = facts
 
     def write(self) -> bool:
         """Keep what was noted since; whether there was anything. Not to be called twice at once."""
@@ -68,7 +70,7 @@ def _read(storage: Storage, key: str) -> tuple[int, list[Row]]:
         if number == 0:
             first = said["first"]
         else:
-            rows.append((said[0], said[1]))
+            rows.append((said[0], said[1], said[2]))
     return first, rows
 
 
