@@ -5,7 +5,7 @@ import io
 import re
 import threading
 from collections import Counter
-from itertools import groupby
+from itertools import groupby, islice
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from test_sheet import make_model, make_version
 from werkzeug.serving import make_server
 
-from shared import datasets, edits
+from shared import datasets, edits, sheet
 from shared.jobs import JobStore, State, connect
 from shared.specs import ImportSpec
 from shared.storage import Storage, image_key
@@ -325,6 +325,34 @@ def test_what_a_model_labels_otherwise_is_shown_the_surest_first_and_agreed_to(o
     assert here(room) == 17
     saved(page)
     assert log(room) == [("relabel", others[19], [19])]
+
+
+def test_findings_decisions_and_order_are_filters_that_say_how_many_they_show(open_review, monkeypatch):
+    odd = {"blurry": [5, 3], "near_duplicate": [5, 8]}
+    hashes = [hashlib.sha256(data).hexdigest() for _, data in islice(scans(), 60)]
+    monkeypatch.setattr(sheet, "_reported", lambda *_: {code: [hashes[n] for n in found] for code, found in odd.items()})
+    room = open_review(60)
+    page = room.page
+    choices = page.locator("[name=finding] option")
+    expect(choices).to_have_text(["any or none (60)", "blurry (2)", "near duplicate (2)"])
+    pick(page, "finding", "near_duplicate")
+    page.locator("#grid").focus()
+    assert here(room) == 5
+    press(page, "Enter")
+    expect(page.locator("#closer")).to_contain_text("Found: blurry, near duplicate.")
+    press(page, "Escape", "x")
+    expect(page.locator("[name=state] option", has_text="dropped")).to_have_text("dropped (1)")
+    expect(page.locator("[name=state] option", has_text=re.compile("^decided"))).to_have_text("decided (1)")
+    pick(page, "state", "decided")
+    expect(page.locator("#shown")).to_have_text("1 of 60 images")
+    page.get_by_role("button", name="Show all", exact=True).click()
+    pick(page, "sort", "class")
+    page.locator("#grid").focus()
+    press(page, "Home")
+    by_class = sorted(range(60), key=lambda n: (room.rows[n]["label"], n))
+    for row in by_class[:8]:
+        assert here(room) == row
+        press(page, "ArrowRight")
 
 
 def test_what_the_server_does_not_get_is_said_and_sent_later_in_order(open_review):

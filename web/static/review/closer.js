@@ -10,6 +10,7 @@ export class Closer {
     this.list = panel.querySelector("dl");
     this.heading = panel.querySelector("h2");
     this.place = panel.querySelector("[data-place]");
+    this.notes = panel.querySelector("[data-notes]");
     this.download = panel.querySelector("[data-original]");
     this.ahead = new Image();
   }
@@ -23,9 +24,10 @@ export class Closer {
     this.panel.focus({ preventScroll: true });
   }
 
-  /** Shows a row; `title` and `place` are said beside it, and the picture of `next` is loaded meanwhile. */
-  show(row, { title, place, next }) {
+  /** Shows a row; `title`, `place` and `notes` are said beside it, and the picture of `next` is loaded meanwhile. */
+  show(row, { title, place, notes, next }) {
     this.heading.textContent = title;
+    this.notes.textContent = notes;
     this.image.alt = title;
     this.place.textContent = place;
     if (row === this.row) return;

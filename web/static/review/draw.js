@@ -35,7 +35,7 @@ export function fillShot(shot, thumb, square) {
 export function drawShot(shot, row, rows, { here, chosen, alone, position }) {
   const [state, was, label] = [rows.state[row], rows.was(row), rows.named(row)];
   const codes = rows.codes(row).map(spaced);
-  const said = rows.said[row] ? `${rows.labels[rows.said[row] - 1]} ${(rows.probability[row] * 100).toFixed(0)} %` : "";
+  const said = saidOf(row, rows);
   shot.dataset.state = STATES[state];
   shot.classList.toggle("here", here);
   shot.classList.toggle("chosen", chosen);
@@ -44,6 +44,16 @@ export function drawShot(shot, row, rows, { here, chosen, alone, position }) {
   if (shot.children[2]) shot.children[2].textContent = said ? `says ${said}` : "";
   shot.title = [state === RELABELLED ? `${was} becomes ${label}` : was, ...codes].join(", ");
   shot.setAttribute("aria-label", [title(row, rows), said && `the model says ${said}`, ...codes, position].filter(Boolean).join(", "));
+}
+
+function saidOf(row, rows) {
+  return rows.said[row] ? `${rows.labels[rows.said[row] - 1]} ${(rows.probability[row] * 100).toFixed(0)} %` : "";
+}
+
+/** What a model and a cleaning report say of an image. */
+export function notes(row, rows) {
+  const said = saidOf(row, rows);
+  return [said && `The model says ${said}.`, rows.codes(row).length && `Found: ${rows.codes(row).map(spaced).join(", ")}.`].filter(Boolean).join(" ");
 }
 
 /** An image in words: what it is, and what was decided. */

@@ -2,7 +2,7 @@
 
 import { Chooser } from "./chooser.js";
 import { Closer } from "./closer.js";
-import { drawChoices, drawShot, element, fillShot, makeShot, number, plural, title } from "./draw.js";
+import { drawChoices, drawShot, element, fillShot, makeShot, notes, number, plural, title } from "./draw.js";
 import { Grid } from "./grid.js";
 import { Outbox } from "./outbox.js";
 import { DROPPED, FIELDS, KEPT, RELABELLED, Rows } from "./rows.js";
@@ -161,7 +161,7 @@ function drawDeck() {
   root.querySelector("[data-do=undo]").disabled = !trail.length;
   root.querySelector("[data-do=agree]").hidden = !wanted.model;
   if (!closer.isOpen || !some) return;
-  closer.show(row, { title: title(row, rows), place, next: view.rows[view.cursor + 1] });
+  closer.show(row, { title: title(row, rows), notes: notes(row, rows), place, next: view.rows[view.cursor + 1] });
   clearTimeout(drawDeck.noting); // browsers do not take a new address at any rate
   drawDeck.noting = setTimeout(() => { if (closer.isOpen) history.replaceState(history.state, "", address(view.row)); }, 200);
 }
