@@ -39,11 +39,11 @@ WHAT = {
     "checkpoints": "last epochs of trainings that are done; they cannot be given more epochs then",
     "looks": "pictures of dataset versions as the network sees them; they are made again when asked for",
     "versions": "what was left of deleted versions, and of versions that were never finished",
-    "unfinished": "files of writers that were killed",
+    "unfinished": "files of writers that were killed, and what scrapes that have ended had decided so far",
 }
 IMAGE = re.compile(r"([0-9a-f]{64})\.\w+")
 THUMB = re.compile(r"([0-9a-f]{64})-\d+\.webp")
-FOLDERS = ("images", "thumbs", "uploads", "exports", "checkpoints", "looks", "datasets", "models", "batches", "jobs", "rules")
+FOLDERS = ("images", "thumbs", "uploads", "exports", "checkpoints", "looks", "datasets", "models", "batches", "jobs", "rules", "scrapes")
 There = dict[str, list[File]]
 
 
@@ -115,6 +115,9 @@ def _find(store: JobStore, storage: Storage, older_than: float) -> list[Heap]:
     _sort_images(there, wanted, shown, heaps)
     _sort_uploads(storage, there, jobs, heaps["uploads"])
     _sort_checkpoints(there["checkpoints"], jobs, heaps["checkpoints"])
+    for file in there["scrapes"]:
+        if (job := jobs.get(file.key.split("/")[1])) is None or job.state.terminal:
+            heaps["unfinished"].add(file)
     for kind in ("exports", "looks"):
         for file in there[kind]:
             heaps[kind].add(file)

@@ -471,6 +471,16 @@ def test_files_of_killed_writers_go_after_an_hour_at_least(room):
     assert free(room) == {"unfinished": 3}
 
 
+def test_what_a_scrape_had_decided_stays_until_it_has_ended(room):
+    job = begin(room, "scrape")
+    key = f"scrapes/{job}/00000000.jsonl"
+    room.storage.write(key, b"{}")
+    age(room.storage)
+    assert found(room) == {}
+    room.store.redis.hset(f"darkroom:job:{job}", mapping={"state": "failed", "ended": 1})
+    assert found(room) == {"unfinished": [key]}
+
+
 def test_a_folder_that_was_moved_to_another_disk_is_followed(room, tmp_path):
     moved = tmp_path / "disk"
     Path(room.storage.root, "datasets").rename(moved)
