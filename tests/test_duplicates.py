@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from photographs import again, blank, blurred, jpeg, photograph
 from PIL import Image
+from sklearn.datasets import load_digits
 
 from shared import datasets, duplicates
 from shared.errors import Cancelled
@@ -56,6 +57,19 @@ def test_soft_pictures_whose_hashes_collide_are_told_apart():
     rows = [row(blurred(photograph(n), 4), str(n)) for n in range(60)]
     twins = [{**each, "phash": rows[0]["phash"]} for each in rows]
     assert duplicates.near_pairs(twins).tolist() == []
+
+
+def test_small_scans_of_one_digit_are_not_the_same_scan_and_one_saved_again_is():
+    data = load_digits()
+    scans = [
+        Image.fromarray(scan.astype(np.uint8) * 15).resize((64, 64), Image.Resampling.BICUBIC) for scan in data.images[data.target == 0]
+    ]
+    size = {"width": 64, "height": 64}
+    rows = [row(scan.convert("RGB"), str(n), **size) for n, scan in enumerate(scans)]
+    again = decode(jpeg(scans[7].convert("RGB"), 60))
+    pairs = duplicates.near_pairs([*rows, row(again.image, "again", **size)]).tolist()
+    assert [7, len(rows)] in pairs
+    assert len(pairs) < 0.05 * len(rows)
 
 
 def test_exactly_the_pairs_within_the_radius_are_looked_at():
