@@ -118,7 +118,8 @@ def _slopes(luma: Floats) -> Floats:
     """The gradients of pictures (..., 12, 12), around their mean: (..., 264)."""
     parts = [np.diff(luma, axis=axis).reshape(*luma.shape[:-2], -1) for axis in (-2, -1)]
     slopes: Floats = np.concatenate(parts, axis=-1)
-    return slopes - slopes.mean(-1, keepdims=True)
+    slopes -= slopes.mean(-1, keepdims=True)
+    return slopes
 
 
 def _same_colours(a: Floats, b: Floats) -> npt.NDArray[np.bool_]:
