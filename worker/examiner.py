@@ -13,6 +13,7 @@ import traceback
 from pathlib import Path
 from typing import IO, Any
 
+from shared.errors import NotFound
 from shared.images import BadImage, decode, read_bounded
 from shared.storage import Storage, image_key
 from worker import measuring
@@ -34,11 +35,21 @@ def examine(data: bytes, storage: Storage, max_bytes: int, min_side: int = 1) ->
     except BadImage as error:
         return {**facts, **dropped(error)}
     key = image_key(facts["sha256"], picture.extension)
-    # touched, it counts as new, or `darkroom gc` might free it before the version that refers to it is there; a power cut leaves files without their end
-    if not (storage.touch(key) and storage.size(key) == len(data)):
+    if not _is_whole(storage, key, len(data)):
         storage.write(key, data, durable=False)  # publishing the version waits for the disk, once for all
     size = {"width": picture.width, "height": picture.height, "format": picture.format}
     return {**facts, "ext": picture.extension, **size, **measuring.measure(picture.image)}
+
+
+def _is_whole(storage: Storage, key: str, size: int) -> bool:
+    """Whether the file is there in full; a power cut leaves files without their end.
+
+    Touched, it counts as new, or `darkroom gc` might free it before the version that refers to it is there.
+    """
+    try:
+        return storage.touch(key) and storage.size(key) == size
+    except NotFound:  # gc looks at it, aside, in this very moment
+        return False
 
 
 def fingerprint(data: bytes) -> dict[str, Any]:
