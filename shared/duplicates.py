@@ -117,9 +117,8 @@ def _alike(a: Floats, b: Floats) -> Floats:
 def _slopes(luma: Floats) -> Floats:
     """The gradients of pictures (..., 12, 12), around their mean: (..., 264)."""
     parts = [np.diff(luma, axis=axis).reshape(*luma.shape[:-2], -1) for axis in (-2, -1)]
-    slopes: Floats = np.concatenate(parts, axis=-1)
-    slopes -= slopes.mean(-1, keepdims=True)
-    return slopes
+    slopes = np.concatenate(parts, axis=-1)
+    return np.asarray(slopes - slopes.mean(-1, keepdims=True))
 
 
 def _same_colours(a: Floats, b: Floats) -> npt.NDArray[np.bool_]:

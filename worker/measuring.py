@@ -3,7 +3,7 @@
 All are taken from one copy of at most 256 pixels, about a millisecond together; the picture is decoded once, by whoever examines it.
 The measures are those of cleanvision 0.3.7 (Apache 2.0; image_property.py) with two exceptions. Its blurriness, edges of a copy of 64 pixels,
 hardly changes when a photograph is blurred by 2 pixels of 256 (medians 0.48 and 0.42 over clothing, whose own spread is 0.3 to 0.77); the
-steepest edges against the range of brightness do (0.96 and 0.05), and a sharp thing before a soft background stays sharp. And it calls a picture
+steepest edges against the range of brightness do (0.75 and 0.05), and a sharp thing before a soft background stays sharp. And it calls a picture
 grey by its file's mode, which a grey picture saved in colour has not.
 """
 
