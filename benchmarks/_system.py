@@ -42,7 +42,7 @@ CACHE = Path("~/.cache/darkroom-bench").expanduser()  # what takes long to make 
 PAGE = ROOT / "docs" / "benchmarks.md"
 HEAD = """# Benchmarks
 
-Measured by `make bench-classify` and `make bench-scale`, which write this page: what stands between two markers is replaced by the next run. Numbers are medians
+Measured by `make bench-classify`, `bench-scale`, `bench-scrape` and `bench-train`, which write this page: what stands between two markers is replaced by the next run. Numbers are medians
 where a thing was measured several times. Nothing else ran on the machine.
 """
 SAMPLE_SECONDS = 0.2
