@@ -192,14 +192,26 @@ def sides(rows: list[dict[str, Any]], valid_pct: float, seed: int) -> list[str]:
     """On which side of the split each kept row of a version is: train, valid or test.
 
     What an import said (the column `split`) holds: if it has validation pictures, they are all there are, and test pictures are for neither. Otherwise
-    `split` decides by group; a picture that is like no other is a group of its own.
+    `split` decides by group; a picture that is like no other is a group of its own, and so is each of a class whose pictures are all alike.
     """
     said = [row["split"] for row in rows]
     if "valid" in said:
         return [side if side in {"valid", "test"} else "train" for side in said]
     used = [row for row in rows if row["split"] != "test"]
-    valid = iter(split([(row["group"] or row["sha256"], row["label"]) for row in used], valid_pct, seed))
+    lone = set(all_alike(used))
+    groups = [row["sha256"] if row["label"] in lone else row["group"] or row["sha256"] for row in used]
+    valid = iter(split(list(zip(groups, (row["label"] for row in used), strict=True)), valid_pct, seed))
     return ["test" if side == "test" else "valid" if next(valid) else "train" for side in said]
+
+
+def all_alike(rows: list[dict[str, Any]]) -> list[str]:
+    """The classes of which all pictures are near duplicates of each other: there is nothing to hold back that is not like what is trained on."""
+    groups: dict[str, set[str]] = {}
+    pictures: Counter[str] = Counter()
+    for row in rows:
+        groups.setdefault(row["label"], set()).add(row["group"] or row["sha256"])
+        pictures[row["label"]] += 1
+    return sorted(label for label, names in groups.items() if len(names) == 1 and pictures[label] > 1)
 
 
 def split(items: list[tuple[str, str]], valid_pct: float, seed: int) -> list[bool]:

@@ -98,3 +98,12 @@ def test_a_manifest_of_before_pictures_were_measured_is_completed(tmp_path):
     assert datasets.blank_row()["sharpness"] is None
     (row,) = datasets._completed(pa.table({"sha256": ["a"], "width": pa.array([3], pa.int32())})).to_pylist()
     assert row == datasets.blank_row(sha256="a", width=3)
+
+
+def test_a_class_of_pictures_that_are_all_alike_is_split_picture_by_picture():
+    rows = [{"sha256": sha256, "label": "bolt", "split": "", "group": "first"} for sha256, _ in items(40)]
+    rows += [{"sha256": f"{sha256}0", "label": "nut", "split": "", "group": ""} for sha256, _ in items(40)]
+    bolts = datasets.sides(rows, 0.2, 42)[:40]
+    assert datasets.all_alike(rows) == ["bolt"]
+    assert {"train", "valid"} == set(bolts)
+    assert bolts == datasets.sides([{**row, "group": ""} for row in rows], 0.2, 42)[:40]

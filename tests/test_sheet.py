@@ -12,7 +12,7 @@ import pytest
 from test_pages import publish
 from test_results import row as result_row
 
-from shared import datasets, edits, results, sheet
+from shared import datasets, edits, findings, results, sheet
 from shared.edits import parse_action
 from shared.errors import Invalid, NotFound
 from shared.jobs import JobStore, State, connect
@@ -37,11 +37,12 @@ def rows_of(count):
     return [datasets.blank_row(sha256="f" * 64, label="cat", status="dropped", reason="empty"), *kept]
 
 
-def make_version(storage, rows, schema=datasets.MANIFEST, name=NAME, **info):
+def make_version(storage, rows, schema=datasets.MANIFEST, name=NAME, report=None, **info):
     manifest = io.BytesIO()
     pq.write_table(pa.Table.from_pylist(rows, schema=schema), manifest)
     told = {"dataset": name, "job": str(len(storage.list(f"datasets/{name}"))), "created": 1.5, **datasets.summary(rows), **info}
-    publish(storage, f"datasets/{name}", {"manifest.parquet": manifest.getvalue()}, told)
+    files = {"manifest.parquet": manifest.getvalue(), **({"findings.json": json.dumps(report).encode()} if report else {})}
+    publish(storage, f"datasets/{name}", files, told)
 
 
 @pytest.fixture
@@ -224,9 +225,11 @@ def test_the_page_offers_the_models_and_batches_that_know_the_dataset(site):
 # -- findings, and the page -----------------------------------------------------------------------------------------------
 
 
-def test_findings_are_told_by_row(site, monkeypatch):
-    monkeypatch.setattr(sheet, "_reported", lambda *_: {"blurry": [site.rows[4]["sha256"], "e" * 64], "dark": []})
-    assert site.client.get(f"{API}/sheet/findings").json == {"blurry": [4], "dark": []}
+def test_findings_are_told_by_row_without_those_that_a_person_lets_stand(site):
+    images = {"blurry": [site.rows[4]["sha256"], site.rows[2]["sha256"], "e" * 64], "dark": [site.rows[1]["sha256"]]}
+    site.storage.write_json(f"datasets/{NAME}/v0001/findings.json", {"images": images, "groups": [], "dropped": {}, "usual": {}})
+    findings.accept(site.storage, NAME, "dark", [site.rows[1]["sha256"]])
+    assert site.client.get(f"{API}/sheet/findings").json == {"blurry": [4, 2]}
 
 
 def test_the_page_shows_the_newest_version_and_needs_no_redis(site):

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 from test_sheet import make_model, make_version
 from werkzeug.serving import make_server
 
-from shared import datasets, edits, sheet
+from shared import datasets, edits
 from shared.jobs import JobStore, State, connect
 from shared.specs import ImportSpec
 from shared.storage import Storage, image_key
@@ -40,8 +40,8 @@ def scans():
             yield int(digit), out.getvalue()
 
 
-def publish(storage, count):
-    """A version of so many scans, ten classes in no order; its manifest rows."""
+def publish(storage, count, report=None):
+    """A version of so many scans, ten classes in no order, with this report of findings; its manifest rows."""
     rows, seen = [], set()
     for digit, data in scans():
         sha256 = hashlib.sha256(data).hexdigest()
@@ -59,7 +59,7 @@ def publish(storage, count):
         size = {"width": 8, "height": 8, "format": "PNG", "bytes": len(data)}
         rows.append(datasets.blank_row(sha256=sha256, ext="png", label=f"digit {digit}", status="kept", **where, **size))
     assert len(rows) == count
-    make_version(storage, rows)
+    make_version(storage, rows, report=report)
     return rows
 
 
@@ -85,8 +85,8 @@ def open_review(browser, settings):
     page.on("pageerror", lambda error: complaints.append(str(error)))
     page.on("console", lambda m: m.type == "error" and not any(text in m.text for text in allowed) and complaints.append(m.text))
 
-    def start(count, query=""):
-        rows = publish(storage, count)
+    def start(count, query="", report=None):
+        rows = publish(storage, count, report)
         page.goto(f"/datasets/{NAME}/review{query}")
         expect(page.locator(".shot.here")).to_be_visible()
         return SimpleNamespace(page=page, storage=storage, settings=settings, rows=rows)
@@ -327,11 +327,11 @@ def test_what_a_model_labels_otherwise_is_shown_the_surest_first_and_agreed_to(o
     assert log(room) == [("relabel", others[19], [19])]
 
 
-def test_findings_decisions_and_order_are_filters_that_say_how_many_they_show(open_review, monkeypatch):
+def test_findings_decisions_and_order_are_filters_that_say_how_many_they_show(open_review):
     odd = {"blurry": [5, 3], "near_duplicate": [5, 8]}
     hashes = [hashlib.sha256(data).hexdigest() for _, data in islice(scans(), 60)]
-    monkeypatch.setattr(sheet, "_reported", lambda *_: {code: [hashes[n] for n in found] for code, found in odd.items()})
-    room = open_review(60)
+    images = {code: [hashes[n] for n in found] for code, found in odd.items()}
+    room = open_review(60, report={"images": images, "groups": [], "dropped": {}, "usual": {}})
     page = room.page
     choices = page.locator("[name=finding] option")
     expect(choices).to_have_text(["any or none (60)", "blurry (2)", "near duplicate (2)"])

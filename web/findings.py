@@ -113,8 +113,9 @@ def reason(kind: str) -> str:
 
 
 def _remove(report: "Report", images: Iterable[str], why: str) -> None:
-    for sha256 in images:
-        edits.decide(backend().storage, report.name, edits.parse_edit({"sha256": sha256, "action": "remove", "why": why}))
+    said = [edits.parse_edit({"sha256": sha256, "action": "remove", "why": why}) for sha256 in images]
+    if said:
+        edits.decide_all(backend().storage, report.name, said)
 
 
 def _undo(report: "Report", kind: str, images: list[str]) -> None:

@@ -170,9 +170,10 @@ def class_remarks(classes: list[str], origin: Origin) -> list[str]:
     """What a person should know when a model is trained on other classes than the one it started from."""
     new = [label for label in classes if label not in origin.info["classes"]]
     gone = [label for label in origin.info["classes"] if label not in classes]
-    remarks = [f"New since {origin.ref}, and so learned from nothing: {_named(new)}."] if new else []
-    return [*remarks, *([f"In {origin.ref} but not in this dataset, and so forgotten: {_named(gone)}."] if gone else [])]
+    remarks = [f"New since {origin.ref}, and so learned from nothing: {named(new)}."] if new else []
+    return [*remarks, *([f"In {origin.ref} but not in this dataset, and so forgotten: {named(gone)}."] if gone else [])]
 
 
-def _named(labels: list[str]) -> str:
+def named(labels: list[str]) -> str:
+    """The classes in a sentence, at most ten by name."""
     return ", ".join(map(repr, labels[:10])) + (f" and {len(labels) - 10} more" if len(labels) > 10 else "")
