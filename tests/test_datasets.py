@@ -77,11 +77,6 @@ def test_near_duplicates_are_on_the_side_of_their_group_and_single_pictures_wher
     assert datasets.sides([*originals, *copies], 0.2, 42) == before * 2
 
 
-def test_a_class_whose_pictures_are_all_near_duplicates_is_on_one_side():
-    rows = rows_of(*((str(n), "0", "") for n in range(5)))
-    assert len(set(datasets.sides(rows, 0.2, 42))) == 1
-
-
 def test_validation_pictures_of_an_import_are_all_there_are():
     said = ["", "train", "valid", "test", "", "valid"]
     rows = rows_of(*((str(n), "", side) for n, side in enumerate(said)))

@@ -33,12 +33,12 @@ from worker.progress import Progress
 from worker.training import checkpoints
 from worker.training.checkpoints import Checkpoint, Keep, Standing
 from worker.training.live import Live, Watch
-from worker.training.pictures import Sample, samples_of
+from worker.training.pictures import Sample, alike_remarks, samples_of
 from worker.training.precisions import measured
 from worker.training.recipe import build_learner, find_rate, fit, mixes, normalisation
 from worker.training.report import Rows, evaluate, report_of
 from worker.training.suspects import suspects_of
-from worker.training.weights import Origin, class_remarks, named, origin_of, weights_name
+from worker.training.weights import Origin, class_remarks, origin_of, weights_name
 
 READER_DEATHS = 2  # after which more of them say that the machine cannot do it
 SMALLEST_BATCH = 2  # batch normalisation needs two images
@@ -79,7 +79,7 @@ def train(spec: TrainSpec, job: str, storage: Storage, settings: Settings, progr
         _let_go()
         kept = checkpoints.found(storage, job, spec)
     info = _info(spec, job, dataset, samples, fitted.report, origin) | fitted.made
-    info["remarks"] += _alike(datasets.rows(storage, spec.dataset, dataset["version"]))
+    info["remarks"] += alike_remarks(datasets.rows(storage, spec.dataset, dataset["version"]))
     version = _publish(fitted, samples, info, storage, settings, progress)
     return {"model": info["model"], "version": version, "error_rate": info["error_rate"], "train_seconds": info["train_seconds"]}
 
@@ -196,13 +196,6 @@ def _few(spec: TrainSpec, images: int) -> list[str]:
     if images >= spec.batch_size:
         return []
     return [f"There are only {images} images to train on, so the batch size was {images} instead of {spec.batch_size}."]
-
-
-def _alike(rows: list[dict[str, Any]]) -> list[str]:
-    found = datasets.all_alike([row for row in rows if row["split"] != "test"])
-    if not found or any(row["split"] == "valid" for row in rows):
-        return []
-    return [f"All images are near duplicates of one another in {named(found)}: the error rate flatters what the model can do there."]
 
 
 def _info(

@@ -26,6 +26,7 @@ from shared.specs import TrainSpec
 from shared.storage import Storage, image_key
 from worker.classifying.decoding import resized_to, squeezed
 from worker.progress import Progress
+from worker.training.weights import named
 
 WORTH = 2  # times the pixels needed, from which a smaller copy is made: it costs about two readings of the file
 ORIENTATION = 0x0112  # EXIF tag; 1 is upright
@@ -91,6 +92,14 @@ def check_sides(dataset: str, rows: list[dict[str, Any]], sides: list[str]) -> N
             raise DarkroomError(
                 f"In the dataset {dataset!r} there is no image to {purpose} of {named}. {why}: add images, or leave the classes out."
             )
+
+
+def alike_remarks(rows: list[dict[str, Any]]) -> list[str]:
+    """What a model says of classes whose images are all near duplicates, some of which it was therefore validated on."""
+    found = datasets.all_alike([row for row in rows if row["split"] != "test"])
+    if not found or any(row["split"] == "valid" for row in rows):
+        return []
+    return [f"All images are near duplicates of one another in {named(found)}: the error rate flatters what the model can do there."]
 
 
 def _prepared(spec: TrainSpec, used: list[tuple[dict[str, Any], bool]], storage: Storage, settings: Settings) -> Iterator[Sample]:
