@@ -34,7 +34,10 @@ def fetcher(urls: list[str], folder: Path) -> Callable[[], int]:
 
     async def fetch() -> None:
         async with Fetcher(_settings(folder), concurrency=CONNECTIONS) as client:
-            await asyncio.gather(*(client.save(url, folder / "files" / f"{n}.jpg") for n, url in enumerate(urls)))
+            await asyncio.gather(*(one(client, url, folder / "files" / f"{n}.jpg") for n, url in enumerate(urls)))
+
+    async def one(client: Fetcher, url: str, path: Path) -> None:
+        _keep(await client.fetch(url, path), path)
 
     def run() -> int:
         (folder / "files").mkdir()
@@ -42,6 +45,11 @@ def fetcher(urls: list[str], folder: Path) -> Callable[[], int]:
         return sum(1 for path in (folder / "files").iterdir() if path.stat().st_size)
 
     return run
+
+
+def _keep(got: bytes | Path, path: Path) -> None:
+    if isinstance(got, bytes):
+        path.write_bytes(got)
 
 
 def scrape(urls: list[str], folder: Path) -> Callable[[], int]:

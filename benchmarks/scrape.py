@@ -89,6 +89,7 @@ def _server(folder: Path) -> Iterator[int]:
 
 
 def _one(name: str, urls: list[str], home: Path, python: Path) -> dict[str, Any]:
+    os.sync()  # or the disk would still be busy with what the one before has written
     with tempfile.TemporaryDirectory(dir=home) as folder:
         (Path(folder) / "urls.txt").write_text("\n".join(urls))
         return _call_img2dataset(python, Path(folder)) if name == "img2dataset" else call("benchmarks.downloaders", name, folder)

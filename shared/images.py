@@ -114,7 +114,9 @@ def _rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, "white")
         image = Image.alpha_composite(white, rgba)
-    return image.convert("RGB") if image.mode != "RGB" else image.copy()
+    if image.mode != "RGB":
+        return image.convert("RGB")
+    return image if image.format == "JPEG" else image.copy()  # a JPEG has no further frames, and lets go of its file
 
 
 def _what_it_is(data: bytes) -> str:

@@ -4,6 +4,8 @@ import asyncio
 import json
 import socket
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from image_server import ImageServer, picture
@@ -207,27 +209,41 @@ def test_an_opt_out_is_not_asked_about_when_the_operator_says_so(server):
     assert isinstance(one(url, made(honour_noai=False)), bytes)
 
 
-def test_an_answer_is_saved_as_it_comes_and_a_failed_one_leaves_no_file(server, tmp_path):
-    async def run() -> None:
-        async with Fetcher(made(), QUICK) as fetcher:
-            await fetcher.save(f"{server.url}/img/a.jpg", tmp_path / "good")
-            with pytest.raises(FetchError):
-                await fetcher.save(f"{server.url}/bad/endless/a.jpg", tmp_path / "bad")
+LARGE = replace(QUICK, max_bytes=10 << 20, seconds=10)
 
-    asyncio.run(run())
-    assert [path.name for path in tmp_path.iterdir()] == ["good"]
-    assert (tmp_path / "good").read_bytes() == picture("a.jpg")
+
+def test_a_small_answer_is_bytes_and_a_large_one_a_file(server, tmp_path):
+    async def run() -> tuple[bytes | Path, bytes | Path]:
+        async with Fetcher(made(), LARGE) as fetcher:
+            return await fetcher.fetch(f"{server.url}/img/a.jpg", tmp_path / "a"), await fetcher.fetch(
+                f"{server.url}/bad/large/a.jpg", tmp_path / "b"
+            )
+
+    assert asyncio.run(run()) == (picture("a.jpg"), tmp_path / "b")
+    assert [(path.name, path.stat().st_size) for path in tmp_path.iterdir()] == [("b", 5 << 20)]
+
+
+@pytest.mark.parametrize("limits", [QUICK, replace(LARGE, max_bytes=3 << 20)])
+def test_a_failed_answer_leaves_no_file(server, tmp_path, limits):
+    async def run() -> None:
+        async with Fetcher(made(), limits) as fetcher:
+            await fetcher.fetch(f"{server.url}/bad/endless/a.jpg", tmp_path / "a")
+
+    with pytest.raises(FetchError):
+        asyncio.run(run())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_disk_that_is_full_is_no_trouble_of_the_connection(server, tmp_path):
     (tmp_path / "full").symlink_to("/dev/full")
 
     async def run() -> None:
-        async with Fetcher(made(), QUICK) as fetcher:
-            await fetcher.save(f"{server.url}/img/a.jpg", tmp_path / "full")
+        async with Fetcher(made(), LARGE) as fetcher:
+            await fetcher.fetch(f"{server.url}/bad/large/a.jpg", tmp_path / "full")
 
     with pytest.raises(OSError, match="No space left"):
         asyncio.run(run())
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

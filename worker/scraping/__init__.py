@@ -6,12 +6,11 @@ a log on storage (worker/scraping/log.py): whoever goes on after a crash replays
 
 import asyncio
 import itertools
-import os
 import shutil
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -281,18 +280,18 @@ async def _found(run: _Scrape, hit: Hit) -> dict[str, Any]:
     """What there is at the address of a hit: columns of a manifest row. A locator of a file here is read from the source `folder` alone."""
     loop = asyncio.get_running_loop()
     path = run.folder / f"{next(run.numbers)}.part"
-    picture: bytes | Path = path
+    picture: bytes | Path = b""
     try:
         if hit.source == "folder":
             picture = await loop.run_in_executor(run.threads, run.reader.read, hit.image_url)
         else:
-            await run.fetcher.save(hit.image_url, path)
+            picture = await run.fetcher.fetch(hit.image_url, path)
         return await loop.run_in_executor(run.threads, run.examiners.examine, picture, run.spec.min_side)
     except (FetchError, BadImage) as error:
         return {"reason": error.code, "detail": str(error)}
     finally:
-        with suppress(FileNotFoundError):
-            os.unlink(path)  # noqa: PTH108 - quick, and in the loop
+        if picture is path:
+            path.unlink(missing_ok=True)
 
 
 async def _tell_source(run: _Scrape, hit: Hit) -> None:

@@ -8,9 +8,7 @@ host it was given for and to no other, wherever that redirects. Limits on time a
 """
 
 import asyncio
-import io
 import ipaddress
-import os
 import socket
 from collections import defaultdict
 from collections.abc import Mapping
@@ -35,6 +33,7 @@ PER_HOST_OF_WIKIMEDIA = 3  # what it asks of its users
 REDIRECTS = {301, 302, 303, 307, 308}
 OPT_OUT = {"noai", "noimageai"}
 CHUNK = 1 << 16
+HELD = 1 << 18  # bytes of an answer in memory; a file costs half a millisecond, as long as all else of a small one
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,50 @@ def fetch_all(
     return asyncio.run(run())
 
 
+class _Body:
+    """What has come of an answer: held in memory, and from `HELD` bytes on in a file, which the page cache takes at once. Raises _Local."""
+
+    def __init__(self, path: Path | None) -> None:
+        """`path`: of the file; None: memory is enough."""
+        self.held = bytearray()
+        self._path = path
+        self._file: IO[bytes] | None = None
+
+    def begin(self) -> None:
+        """Whatever there is was of an earlier try."""
+        self.drop()
+        self.held.clear()
+
+    def write(self, chunk: bytes) -> None:
+        """Take the next piece."""
+        try:
+            if self._file:
+                self._file.write(chunk)
+                return
+            self.held += chunk
+            if self._path and len(self.held) > HELD:
+                self._file = self._path.open("wb")
+                self._file.write(self.held)
+                self.held.clear()
+        except OSError as error:
+            raise _Local(error) from None
+
+    def end(self) -> bytes | Path:
+        """All of it, or the file that holds all of it. Raises OSError."""
+        if not self._file or not self._path:
+            return bytes(self.held)
+        self._file.close()
+        return self._path
+
+    def drop(self) -> None:
+        """Leave no file behind."""
+        if self._file and self._path:
+            with suppress(OSError):  # a full disk may refuse what is still to be written
+                self._file.close()
+            self._path.unlink(missing_ok=True)
+            self._file = None
+
+
 class Fetcher:
     """Fetches many addresses at once, few of one host; `async with` opens and closes its connections."""
 
@@ -134,21 +177,21 @@ class Fetcher:
 
     async def get(self, url: str, patience: float | None = None, extra: Extra | None = None) -> bytes:
         """The bytes at an address. Raises FetchError. `patience`: another longest wait for a Retry-After, seconds."""
-        body = io.BytesIO()
+        body = _Body(None)
         await self._get(url, body, self.limits.patience if patience is None else patience, extra or Extra())
-        return body.getvalue()
+        return bytes(body.held)
 
-    async def save(self, url: str, path: Path) -> None:
-        """Write the bytes at an address to a local file, piece by piece as they come. Raises FetchError, and OSError for the file's own trouble."""
+    async def fetch(self, url: str, path: Path) -> bytes | Path:
+        """The bytes at an address, or, if they are more than `HELD`, `path`, a local file that holds them. Raises FetchError, and OSError of the file."""
+        body = _Body(path)
         try:
-            with path.open("wb") as body:  # the page cache takes it at once
-                await self._get(url, body, self.limits.patience, Extra())
+            await self._get(url, body, self.limits.patience, Extra())
+            return body.end()
         except BaseException:
-            with suppress(FileNotFoundError):
-                os.unlink(path)  # noqa: PTH108 - quick, and in the loop
+            body.drop()
             raise
 
-    async def _get(self, url: str, into: IO[bytes], patience: float, extra: Extra) -> None:
+    async def _get(self, url: str, into: _Body, patience: float, extra: Extra) -> None:
         tries = 0
         while True:
             try:
@@ -159,7 +202,7 @@ class Fetcher:
                     raise
                 await asyncio.sleep(max(error.wait, self.limits.backoff * 2 ** (tries - 1)))
 
-    async def _follow(self, url: str, into: IO[bytes], extra: Extra) -> None:
+    async def _follow(self, url: str, into: _Body, extra: Extra) -> None:
         here = _parsed(url)
         for _ in range(self.limits.redirects + 1):
             further = await self._hop(here, into, extra)
@@ -175,7 +218,7 @@ class Fetcher:
             here = there
         raise FetchError("http_error", f"The address was redirected more than {self.limits.redirects} times.")
 
-    async def _hop(self, url: URL, into: IO[bytes], extra: Extra) -> str | None:
+    async def _hop(self, url: URL, into: _Body, extra: Extra) -> str | None:
         """One request: the address it is redirected to, or None when the body is in `into`. Raises FetchError."""
         host = url.host or ""
         method = "GET" if extra.form is None else "POST"
@@ -200,7 +243,7 @@ class Fetcher:
             except (aiohttp.ClientError, OSError) as error:
                 raise FetchError("unreachable", f"The connection to {host} broke off: {str(error) or type(error).__name__}.") from None
 
-    async def _answer(self, url: URL, response: aiohttp.ClientResponse, into: IO[bytes]) -> str | None:
+    async def _answer(self, url: URL, response: aiohttp.ClientResponse, into: _Body) -> str | None:
         host = url.host or ""
         if response.status in REDIRECTS and "Location" in response.headers:
             return response.headers["Location"]
@@ -211,12 +254,12 @@ class Fetcher:
         if (response.content_length or 0) > self.limits.max_bytes:
             raise self._too_large()
         size = 0
-        _rewind(into)  # what a try that broke off has left
+        into.begin()  # without what a try that broke off has left
         async for chunk in response.content.iter_any():
             size += len(chunk)
             if size > self.limits.max_bytes:
                 raise self._too_large()
-            _write(into, chunk)
+            into.write(chunk)
         return None
 
     def _too_large(self) -> FetchError:
@@ -288,22 +331,6 @@ def _unwrapped(address: Address) -> Address:
     if address in NAT64:
         return ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)
     return address.ipv4_mapped or address.sixtofour or address
-
-
-def _rewind(into: IO[bytes]) -> None:
-    try:
-        if into.tell():
-            into.seek(0)
-            into.truncate()
-    except OSError as error:
-        raise _Local(error) from None
-
-
-def _write(into: IO[bytes], chunk: bytes) -> None:
-    try:
-        into.write(chunk)
-    except OSError as error:
-        raise _Local(error) from None
 
 
 def _parsed(url: str, base: URL | None = None) -> URL:
