@@ -136,7 +136,7 @@ def one_row_an_item(backend, job, items, errors=0):
 def nothing_is_left(backend):
     """No lease and no half-written file. A web server that was killed may leave one beside the records, where nobody reads it."""
     until(lambda: backend.store.redis.zcard("darkroom:leases") == 0, 20)
-    assert not [path for path in Path(backend.settings.storage).rglob("*.tmp") if path.parent.name != "jobs"]
+    until(lambda: not [path for path in Path(backend.settings.storage).rglob("*.tmp") if path.parent.name != "jobs"], 20)
 
 
 def rows_of(backend, job):

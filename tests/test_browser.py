@@ -306,6 +306,7 @@ def test_a_batch_is_reviewed_with_a_key_a_picture(reviewing):
         page.keyboard.press("Enter")
         if shown(page) == 23:
             break
+    until(lambda: len(decisions()) == 23, 30)
     page.reload()
     assert shown(page) == 23
     wide_enough(page)
