@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 test: setup chromium   ## the whole test suite
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(TESTS)
+	$(BIN)/python -m pytest $(TESTS)
 
 bench: $(BENCH_STAMP)  ## all benchmarks, one after the other: each wants the machine for itself
 	$(MAKE) --no-print-directory bench-classify
