@@ -112,8 +112,13 @@ def start_worker(with_model: Settings) -> Iterator[Callable[..., subprocess.Pope
     yield start
     for process in started:
         process.terminate()
-    for process in started:
-        process.wait(30)
+    try:
+        for process in started:
+            process.wait(30)
+    except subprocess.TimeoutExpired as late:  # it would answer the questions of other tests
+        for pid in working_for(with_model):
+            os.kill(pid, signal.SIGKILL)
+        raise AssertionError(f"a worker did not end when it was told to:\n{log.read_text()[-3000:]}") from late
     until(lambda: not working_for(with_model), 15, lambda: f"processes left behind: {working_for(with_model)}\n{log.read_text()[-3000:]}")
 
 

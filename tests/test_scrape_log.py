@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ import pytest
 from image_server import ImageServer
 
 from shared import datasets
-from shared.errors import DarkroomError
+from shared.errors import Cancelled, DarkroomError
 from shared.settings import Settings
 from shared.specs import ScrapeSpec
 from shared.storage import Storage, image_key
@@ -139,6 +140,24 @@ def test_a_scrape_that_is_killed_goes_on_without_fetching_again_what_it_has(serv
     assert len({row["url"] for row in datasets.rows(storage, "pets", 1)}) == 400
     assert storage.list("scrapes") == [] or storage.list("scrapes/job1") == []
     assert list((settings.cache / "scrapes").iterdir()) == []
+
+
+def test_a_scrape_that_is_told_to_stop_keeps_its_log_for_whoever_goes_on(server, settings, storage):
+    for label in ("cat", "dog"):
+        server.hits["openverse"][label] = [f"/img/{label}-{n}.jpg" for n in range(200)]
+    stop = threading.Event()
+
+    def listen(said: dict[str, Any]) -> None:  # a child is told so when its worker is gone, and not only when its job is cancelled
+        if said.get("progress", {}).get("kept", 0) >= 50:
+            stop.set()
+
+    with pytest.raises(Cancelled):
+        scrape(SPEC, "job1", storage, settings, Progress(listen, stop))
+    known = set(Log(storage, "job1").found)
+    before = fetched(server)
+    assert known
+    assert scrape(SPEC, "job1", storage, settings, Progress(lambda _: None))["images"] == 400
+    assert not {f"{server.url}{path}" for path in fetched(server) - before} & known
 
 
 def test_a_scrape_that_fails_for_good_leaves_no_log(server, settings, storage):

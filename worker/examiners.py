@@ -46,7 +46,7 @@ class Examiners:
             process.end()  # also those that are dead: their pipes
 
     def examine(self, picture: bytes | Path, min_side: int = 1) -> dict[str, Any]:
-        """What `worker.examining.examine` finds of these bytes, or of those of a local file; waits for a process that is free.
+        """What `worker.examiner.examine` finds of these bytes, or of those of a local file; waits for a process that is free.
 
         Raises OSError when the storage or the file cannot be used.
         """

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from shared import sources as known_sources
-from shared.errors import Cancelled, DarkroomError
+from shared.errors import DarkroomError
 from shared.images import BadImage
 from shared.items import ItemReader
 from shared.settings import Settings
@@ -95,7 +95,7 @@ def scrape(spec: ScrapeSpec, job: str, storage: Storage, settings: Settings, pro
     log = Log(storage, job)
     try:
         made = _scraped(spec, job, log, storage, settings, progress)
-    except (DarkroomError, Cancelled):  # the job is over; whatever else ends it may heal
+    except DarkroomError:  # the job has failed; who is merely told to stop (Cancelled) may have lost its worker, and another goes on
         log.delete()
         raise
     log.delete()
