@@ -149,6 +149,17 @@ def names(backend, job):
     return [key.decode().rpartition(":")[2] for key in backend.store.redis.scan_iter(f"darkroom:unit:{job}:*")]
 
 
+def test_a_worker_whose_pool_never_answers_ends_all_the_same_when_it_is_told_to(backend, start_worker, digits, tmp_path):
+    worker = start_worker()
+    job = order_batch(backend, many(digits, tmp_path))
+    working(backend, job)
+    os.kill(descendants(worker.pid)[0], signal.SIGSTOP)
+    worker.terminate()
+    assert worker.wait(60) == 1
+    start_worker()
+    one_row_an_item(backend, job, 360)
+
+
 def test_a_worker_told_to_stop_gives_its_shard_back(backend, start_worker, digits, tmp_path):
     first = start_worker()
     job = order_batch(backend, many(digits, tmp_path))

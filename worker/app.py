@@ -13,8 +13,10 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import structlog
 from celery import Celery
 from celery.signals import setup_logging, worker_process_init, worker_process_shutdown, worker_ready
 
@@ -26,6 +28,9 @@ from shared.storage import Storage
 from worker.child import die_with
 from worker.run import Worker, keep_answering, keep_explaining, run_unit
 from worker.sweeper import keep_rules, keep_sweeping
+
+LINGER = 20  # seconds from being told to stop; five are Celery's for the unit under way
+log = structlog.get_logger()
 
 
 def serve(settings: Settings, queues: list[str], name: str | None = None) -> None:
@@ -80,6 +85,7 @@ def _watch(app: Celery, settings: Settings, queues: list[str], name: str) -> Cal
 
     @worker_ready.connect(weak=False)
     def start(**_: Any) -> None:
+        _leave_in_time()
         store = JobStore(connect(settings.redis_url or ""), settings.lease_seconds)
         thread = threading.Thread(target=keep_sweeping, args=(store, partial(send, app), name, facts, stop), daemon=True)
         threads.append(thread)
@@ -95,6 +101,29 @@ def _watch(app: Celery, settings: Settings, queues: list[str], name: str) -> Cal
             thread.join(timeout=5)
 
     return finish
+
+
+def _leave_in_time() -> None:
+    """Lets SIGTERM and SIGQUIT end this process `LINGER` seconds later, if Celery has not.
+
+    Its handler runs wherever the signal finds it. In the middle of a message of the pool's process it waits for the rest of it, which nobody reads, for ever
+    (billiard 4.3.2, celery 5.7.0). Nothing is lost: the pool's process dies with this one, and what it held is in the ledger.
+    """
+    for number in (signal.SIGTERM, signal.SIGQUIT):
+        celerys = signal.getsignal(number)
+
+        def handle(told: int, frame: FrameType | None, celerys: Any = celerys) -> None:
+            leave = threading.Timer(LINGER, _leave)
+            leave.daemon = True
+            leave.start()
+            celerys(told, frame)
+
+        signal.signal(number, handle)
+
+
+def _leave() -> None:
+    log.warning("the worker did not end when it was told to; it is ended")
+    os._exit(1)
 
 
 def device() -> str:
