@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import platform
 import subprocess
 import sys
 import threading
@@ -21,7 +22,7 @@ from fastai.torch_core import set_seed
 from fastai.vision.augment import RandomResizedCrop, aug_transforms
 from fastai.vision.core import PILImage
 from fastai.vision.data import ImageBlock
-from fastai.vision.learner import vision_learner
+from fastai.vision.learner import create_vision_model, default_split, model_meta, vision_learner
 from PIL import Image
 from sklearn.datasets import load_digits
 from torchvision.models import squeezenet1_1
@@ -386,7 +387,7 @@ def test_images_grow_from_epoch_to_epoch_and_validation_sees_them_in_full(ready)
 
 def test_the_sides_of_images_are_the_spec_s():
     of = lambda **changes: TrainSpec(dataset="any", **changes).sides  # noqa: E731
-    assert of(epochs=4) == [128, 128, 160, 192, 224]
+    assert of(epochs=4) == [128, 160, 192, 224, 224]
     assert of(epochs=2, start="scratch") == [128, 224]
     assert of(epochs=1, frozen_epochs=0) == [224]
     assert of(epochs=2, progressive=False) == [224] * 3
@@ -394,19 +395,80 @@ def test_the_sides_of_images_are_the_spec_s():
     assert of(epochs=1, image_size=300) == [160, 300]
 
 
+MEMORY = """
+import resource
+import torch
+from worker.training import memory
+
+def held():
+    return int(open("/proc/self/statm").read().split()[1]) * resource.getpagesize() >> 20
+
+def used():
+    torch.ones(64 << 20)  # 256 MiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+used()
+before, faults = held(), used()
+before_faults = used() - faults
+with memory.kept():
+    faults = used()
+    kept_faults, within = used() - faults, held()
+print(before_faults, kept_faults, within - before, held() - before)
+"""
+
+
+def test_the_memory_of_a_batch_is_kept_for_the_next_and_given_back_after_training():
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("this C library has other habits")
+    out = subprocess.run([sys.executable, "-c", MEMORY], check=True, capture_output=True, text=True, timeout=120).stdout
+    before_faults, kept_faults, within, after = map(int, out.split())
+    assert kept_faults < before_faults / 10  # pages that the kernel had to zero again
+    assert (within > 200, after < 50) == (True, True)  # MiB
+
+
 def test_the_cycles_are_those_of_fine_tune(uninterrupted):
-    _, storage = uninterrupted
-    rows = datasets.rows(storage, "digits", 1)
-    valid = datasets.split([(row["sha256"], row["label"]) for row in rows], 0.2, 42)
-    paths = [storage.local(image_key(row["sha256"], row["ext"])) for row in rows]
-    samples = [Sample(row["sha256"], "png", row["label"], v, path, 32 * 32) for row, v, path in zip(rows, valid, paths, strict=True)]
-    spec = TrainSpec(**WHOLE | {"keep_best": False})
+    samples = digits_of(uninterrupted[1])
+    spec = TrainSpec(**WHOLE | {"keep_best": False, "frozen_stem": False})
     found = []
     for way in (fit, fine_tuned):
         learner = build_learner(spec, samples)
         way(learner, spec, Live(Progress(lambda _: None), spec, learner.dls, Standing(16)))
         found.append(learner.model.state_dict())
     assert all(torch.equal(value, found[1][key]) for key, value in found[0].items())
+
+
+def digits_of(storage):
+    """The dataset's images as samples."""
+    rows = datasets.rows(storage, "digits", 1)
+    valid = datasets.split([(row["sha256"], row["label"]) for row in rows], 0.2, 42)
+    paths = [storage.local(image_key(row["sha256"], row["ext"])) for row in rows]
+    return [Sample(row["sha256"], "png", row["label"], v, path, 32 * 32) for row, v, path in zip(rows, valid, paths, strict=True)]
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "squeezenet1_1", "mobilenet_v3_small"])
+def test_a_stem_stays_as_it_came_and_the_rest_of_the_network_learns(uninterrupted, tmp_path, monkeypatch, arch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    random_weights(arch, tmp_path)
+    spec = TrainSpec(**WHOLE | {"arch": arch, "epochs": 1})
+    learner = build_learner(spec, digits_of(uninterrupted[1]))
+    before = [parameter.detach().clone() for parameter in learner.model.parameters()]
+    fit(learner, spec, Live(Progress(lambda _: None), spec, learner.dls, Standing(16)))
+    moved = [not torch.equal(old, new) for old, new in zip(before, learner.model.parameters(), strict=True)]
+    stem = {id(p) for p in learner.splitter(learner.model)[0]} if spec.keeps_stem else set()
+    kept = [id(parameter) in stem for parameter in learner.model.parameters()]
+    # in the epoch before, fastai trains the batch normalisation of a frozen body
+    norms = {id(p) for m in learner.model.modules() if isinstance(m, torch.nn.BatchNorm2d) for p in m.parameters()}
+    of_stem = [m for m, k, p in zip(moved, kept, learner.model.parameters(), strict=True) if k and id(p) not in norms]
+    assert of_stem == [False] * len(of_stem)
+    assert (len(of_stem) > 0) == spec.keeps_stem == (arch != "mobilenet_v3_small")
+    assert all(m for m, k in zip(moved, kept, strict=True) if not k)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_the_networks_with_a_stem_are_those_that_fastai_splits_in_three(arch):
+    network = getattr(torchvision.models, arch)
+    groups = model_meta.get(network, {"split": default_split})["split"]
+    assert len(groups(create_vision_model(network, 2, pretrained=False))) == (3 if TrainSpec(dataset="any", arch=arch).keeps_stem else 2)
 
 
 def fine_tuned(learner, spec, live):

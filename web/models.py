@@ -23,7 +23,7 @@ from web.uploads import keep_model
 blueprint = Blueprint("models", __name__)
 COMMON = ("dataset", "arch", "epochs", "image_size")
 RARE = (
-    "frozen_epochs", "base_lr", "find_lr", "batch_size", "resize", "augment", "min_scale", "mixup", "label_smoothing", "class_weights", "weight_decay",
+    "frozen_epochs", "frozen_stem", "base_lr", "find_lr", "batch_size", "resize", "augment", "min_scale", "mixup", "label_smoothing", "class_weights", "weight_decay",
     "patience", "keep_best", "mixed_precision", "progressive", "gpus", "valid_pct", "seed",
 )  # fmt: skip
 SHOWN = 96  # images that flipped, on one page

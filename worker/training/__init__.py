@@ -1,7 +1,7 @@
 """Training: a dataset version and a TrainSpec in, a model version out.
 
 `pictures.py` makes local files of the images, `recipe.py` builds fastai's learner, `weights.py` finds the ImageNet
-weights, `live.py` tells how far it is, `checkpoints.py` keeps each epoch, `report.py` looks at what came out, `temperature.py` corrects how sure it is,
+weights, `memory.py` keeps what a batch frees for the next, `live.py` tells how far it is, `checkpoints.py` keeps each epoch, `report.py` looks at what came out, `temperature.py` corrects how sure it is,
 `suspects.py` finds labels that may be wrong, `precisions.py` makes the 8-bit form and
 measures the quicker ones. Nothing is published before all of it exists.
 """
@@ -30,7 +30,7 @@ from shared.specs import TrainSpec
 from shared.storage import Storage
 from worker.classifying.network import takes_any_size
 from worker.progress import Progress
-from worker.training import checkpoints
+from worker.training import checkpoints, memory
 from worker.training.checkpoints import Checkpoint, Keep, Standing
 from worker.training.live import Live, Watch
 from worker.training.pictures import Sample, alike_remarks, samples_of
@@ -142,6 +142,7 @@ def _fit(
     return Fitted(learner, made, report, rows)
 
 
+@memory.kept()
 def learn(
     learner: Learner,
     spec: TrainSpec,

@@ -18,7 +18,7 @@ from worker.training.checkpoints import Standing
 EVERY = 0.25  # seconds between two updates
 POINTS_PER_EPOCH = 300
 POINTS = 3000  # of a whole run: all of them lie in memory that others need too
-# of a batch, relative to a forward pass: a backward pass is twice that; a frozen body has half of it
+# of a batch, relative to a forward pass: a backward pass is twice that; a frozen body or stem has half of it
 FORWARD, FROZEN, WHOLE = 1, 2, 3
 
 
@@ -50,7 +50,9 @@ class Live(Watch):
         self.total = self.epochs * self.batches
         self.step = max(math.ceil(self.batches / POINTS_PER_EPOCH), math.ceil(self.total / POINTS))
         self.sides = spec.sides
-        self.step_work = [(FROZEN if n < spec.frozen else WHOLE) * (side / spec.image_size) ** 2 for n, side in enumerate(self.sides)]
+        self.step_work = [
+            (FROZEN if n < spec.frozen or spec.keeps_stem else WHOLE) * (side / spec.image_size) ** 2 for n, side in enumerate(self.sides)
+        ]
         self.work = 0.0
         self.work_total = sum(self.batches * step + len(dls.valid) * FORWARD for step in self.step_work[standing.epochs :])
         self.device = device_name(dls.device, spec.gpus)

@@ -35,11 +35,13 @@ from shared.specs import ARCHITECTURES, TrainSpec, ViewSpec
 from worker.classifying.network import build_timm, check_image_size
 from worker.training.augmenting import Quick
 from worker.training.live import Live
+from worker.training.memory import BeforeLoaders
 from worker.training.pictures import Sample
 from worker.training.weights import Origin, fetch_weights, take_over, timm_stats
 
 FEW_PIXELS = 50_000_000  # decoded by one core in about as long as loader processes take to start
 MOST_WORKERS = 8
+ALL, BODY, HEAD = 0, 1, -1  # the first of fastai's three groups of layers that is trained: the stem, the rest of the body, the head
 TRAINING, VALIDATION = 0, 1  # what fastai calls the two sides of a split
 BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # what processors call it that multiply such numbers themselves
 
@@ -154,21 +156,22 @@ def loader_workers(training: list[Sample]) -> int:
 
 @dataclass(frozen=True)
 class Cycle:
-    """One run of `fit_one_cycle`: epochs, whether the head alone is trained, learning rates, and the shape of the schedule."""
+    """One run of `fit_one_cycle`: epochs, the first group of layers that is trained, learning rates, and the shape of the schedule."""
 
     epochs: int
-    frozen: bool
+    first: int  # as `freeze_to` counts: ALL, BODY or HEAD
     rate: float | slice
     pct_start: float
     div: float
 
 
 def cycles(spec: TrainSpec) -> list[Cycle]:
-    """What `fine_tune` does, as data; one cycle over the whole network from scratch."""
+    """What `fine_tune` does, as data, but for the stem; one cycle over the whole network from scratch."""
     if spec.start == "scratch":
-        return [Cycle(spec.epochs, False, spec.base_lr, 0.25, 25)]
+        return [Cycle(spec.epochs, ALL, spec.base_lr, 0.25, 25)]
     rate = spec.base_lr
-    return [Cycle(spec.frozen_epochs, True, slice(rate), 0.99, 25), Cycle(spec.epochs, False, slice(rate / 2 / 100, rate / 2), 0.3, 5)]
+    first = BODY if spec.keeps_stem else ALL
+    return [Cycle(spec.frozen_epochs, HEAD, slice(rate), 0.99, 25), Cycle(spec.epochs, first, slice(rate / 2 / 100, rate / 2), 0.3, 5)]
 
 
 def fit(learner: Learner, spec: TrainSpec, live: Live, *more: Callback) -> None:
@@ -182,15 +185,26 @@ def fit(learner: Learner, spec: TrainSpec, live: Live, *more: Callback) -> None:
             ended -= passed
             if passed == cycle.epochs or live.standing.over:
                 continue
-            (learner.freeze if cycle.frozen else learner.unfreeze)()
+            freeze(learner, cycle.first)
             learner.fit_one_cycle(
                 cycle.epochs, cycle.rate, div=cycle.div, pct_start=cycle.pct_start, wd=spec.weight_decay, cbs=callbacks, start_epoch=passed
             )
 
 
+def freeze(learner: Learner, first: int) -> None:
+    """Train the groups of layers from `first` on.
+
+    The batch normalisation of a stem, which fastai trains although it is frozen, is left alone as well: for it the whole way back through the stem would have to be computed.
+    """
+    learner.freeze_to(first)
+    if first == BODY:
+        for parameter in learner.opt.param_lists[0]:
+            parameter.requires_grad_(False).grad = None
+
+
 def regular(spec: TrainSpec, learner: Learner) -> list[Callback]:
     """What makes training quick. channels_last: the same numbers in another order, 1.5 times as many images a second on a processor."""
-    return [ChannelsLast(), Quick(), *([Bf16()] if mixes(spec, learner.dls.device) else [])]
+    return [ChannelsLast(), Quick(), BeforeLoaders(), *([Bf16()] if mixes(spec, learner.dls.device) else [])]
 
 
 def find_rate(learner: Learner, spec: TrainSpec, watch: Callback) -> tuple[float, list[list[float]]]:
