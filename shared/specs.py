@@ -416,7 +416,7 @@ class TrainSpec(ViewSpec):
         title="Start from",
         description="imagenet: ImageNet weights; scratch: chance; or one of your models with the same architecture, as name, name/v3 or name@alias",
     )
-    epochs: Epochs = Field(4, title="Epochs", description="epochs that train the whole network")
+    epochs: Epochs = Field(4, title="Epochs", description="epochs that train the network and not its head alone")
     frozen_epochs: int = Field(
         1, ge=0, le=100, title="Frozen epochs", description="epochs before those that train the new head alone; none from scratch"
     )
