@@ -10,26 +10,32 @@ from flask_wtf import CSRFProtect
 
 from shared.settings import Settings
 from web.api import blueprint as api
-from web.api import install as install_api
+from web.api.health import probes
 from web.backend import Backend
+from web.uploads import FormRequest
 
 # a module a noun, each with its `blueprint`
 PAGES = (
     "pages", "datasets", "versions", "edits", "sheet", "findings", "models", "reports", "batches", "review", "rules", "jobs", "workers", "images",
 )  # fmt: skip
-API_PARTS = (
-    "api_datasets",
-    "api_versions",
-    "api_sheet",
-    "api_models",
-    "api_rules",
-    "api_sources",
-)  # routes of the API beside those of web/api.py, on the same blueprint
+API = (
+    "datasets",
+    "sheet",
+    "edits",
+    "models",
+    "rules",
+    "batches",
+    "jobs",
+    "uploads",
+    "sources",
+    "health",
+)  # each with routes of one blueprint
 
 
 def create_app(settings: Settings) -> Flask:
     """The WSGI application. Connects to nothing."""
     app = Flask(__name__)
+    app.request_class = FormRequest
     backend = Backend(settings)
     app.extensions["darkroom"] = backend
     app.config.update(
@@ -48,11 +54,11 @@ def create_app(settings: Settings) -> Flask:
     app.after_request(_harden)
     for name in PAGES:
         app.register_blueprint(import_module(f"web.{name}").blueprint)
-    install_api(app)
     csrf.exempt(api)  # no cookie means anything to the API, and `_refuse_other_sites` guards it
-    for name in API_PARTS:
-        import_module(f"web.{name}")
+    for name in API:
+        import_module(f"web.api.{name}")
     app.register_blueprint(api)
+    app.register_blueprint(probes)
     return app
 
 

@@ -14,7 +14,7 @@ from shared.images import read_bounded, thumbnail
 from shared.specs import Name, check
 from shared.storage import Storage
 from web import charts, orders, reports
-from web.api import MODEL_FILES
+from web.api.models import FILES
 from web.backend import backend
 from web.forms import SpecForm
 from web.jobs import training_charts
@@ -69,7 +69,7 @@ def _known(info: dict[str, Any]) -> dict[str, Any]:
         "aliases": {alias: aliases.log(storage, name, alias) for alias, target in pointed.items() if target == version},
         "pointed": pointed,
         "numbers": [v["version"] for v in models.all_versions(storage, name)],
-        "files": [(f, storage.size(key)) for f in MODEL_FILES if storage.exists(key := models.key(name, version, f))],
+        "files": [(f, storage.size(key)) for f in FILES if storage.exists(key := models.key(name, version, f))],
     }
 
 

@@ -5,7 +5,7 @@ from flask import Blueprint, render_template
 from shared import datasets, sheet
 from shared.errors import DarkroomError
 from shared.jobs import Job, State
-from web.api_sheet import is_about
+from web.api.sheet import is_about
 from web.backend import backend
 
 blueprint = Blueprint("sheet", __name__)

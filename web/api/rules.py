@@ -1,4 +1,4 @@
-"""The API's routes of rules."""
+"""Rules: a retraining ordered whenever a dataset has gained images."""
 
 from typing import Any
 

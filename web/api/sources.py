@@ -1,4 +1,4 @@
-"""The API's route of image sources."""
+"""Where images are searched."""
 
 from flask import Response, jsonify
 

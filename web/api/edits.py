@@ -1,16 +1,14 @@
-"""The JSON API of findings and decisions about a dataset's images, and of its exports; its routes are part of `web.api`'s blueprint."""
+"""Decisions about a dataset's images, and what was found about them."""
 
 import re
 
-from flask import Response, jsonify, request
+from flask import Response, jsonify
 
 from shared import datasets, edits, findings
-from shared.errors import NotFound
-from shared.specs import JOB_ID, Name, check
-from web import orders, parameters
-from web.api import accepted, blueprint
+from shared.specs import JOB_ID
+from web import parameters
+from web.api import blueprint
 from web.backend import backend
-from web.downloads import attachment
 
 
 @blueprint.get("/datasets/<name>/edits")
@@ -60,29 +58,3 @@ def accept_finding(name: str) -> tuple[str, int]:
     said = findings.parse_acceptance(parameters.body())
     findings.accept(backend().storage, name, said.finding, said.images, said.accepted)
     return "", 204
-
-
-@blueprint.get("/datasets/<name>/versions/<int(max=999999):version>/exports")
-def list_exports(name: str, version: int) -> Response:
-    """The zips that were made of a version and are still there."""
-    datasets.info(backend().storage, name, version)
-    return jsonify(exports=datasets.exports(backend().storage, name, version))
-
-
-@blueprint.post("/datasets/<name>/versions/<int(max=999999):version>/exports/<form>")
-def export_dataset(name: str, version: int, form: str) -> Response:
-    """Order a version as a zip."""
-    spec = {"dataset": check(Name, name), "version": version, "format": form}
-    return accepted(orders.submit(backend(), "pack", spec, request.headers.get("Idempotency-Key", "")))
-
-
-@blueprint.get("/datasets/<name>/versions/<int(max=999999):version>/exports/<form>")
-def download_export(name: str, version: int, form: str) -> Response:
-    """A version as a zip, once it was made."""
-    storage = backend().storage
-    datasets.info(storage, name, version)
-    if form not in {found["format"] for found in datasets.exports(storage, name, version)}:
-        raise NotFound(
-            f"{name} v{version} was not exported as {form[:40]!r}, or the zip was freed since. Order it with a POST to this address."
-        )
-    return attachment(storage, datasets.export_key(name, version, form), f"{name}-v{version}-{form}.zip")

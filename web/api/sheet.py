@@ -1,4 +1,4 @@
-"""The JSON API of the contact sheet that a person reviews; its routes are part of `web.api`'s blueprint. Everything is gzipped for who takes that."""
+"""The contact sheet that a person reviews. Everything is gzipped for who takes that."""
 
 import gzip
 
