@@ -387,7 +387,8 @@ def test_images_grow_from_epoch_to_epoch_and_validation_sees_them_in_full(ready)
 
 def test_the_sides_of_images_are_the_spec_s():
     of = lambda **changes: TrainSpec(dataset="any", **changes).sides  # noqa: E731
-    assert of(epochs=4) == [128, 160, 192, 224, 224]
+    assert of(epochs=4) == [128, 224, 224, 224, 224]
+    assert of(epochs=9) == [128, 160] + [224] * 8
     assert of(epochs=2, start="scratch") == [128, 224]
     assert of(epochs=1, frozen_epochs=0) == [224]
     assert of(epochs=2, progressive=False) == [224] * 3
