@@ -372,7 +372,7 @@ class Sizes(Callback):
 
 def test_images_grow_from_epoch_to_epoch_and_validation_sees_them_in_full(ready):
     settings, storage = ready
-    spec = TrainSpec(**SPEC | {"image_size": 128, "epochs": 3, "augment": "none"})
+    spec = TrainSpec(**SPEC | {"image_size": 128, "epochs": 3, "augment": "none", "progressive": True})
     samples = samples_of(spec, 1, storage, settings, Progress(lambda _: None))[:60]
     learner = build_learner(spec, samples)
     sizes = Sizes()
@@ -386,14 +386,13 @@ def test_images_grow_from_epoch_to_epoch_and_validation_sees_them_in_full(ready)
 
 
 def test_the_sides_of_images_are_the_spec_s():
-    of = lambda **changes: TrainSpec(dataset="any", **changes).sides  # noqa: E731
-    assert of(epochs=4) == [128, 224, 224, 224, 224]
-    assert of(epochs=9) == [128, 160] + [224] * 8
+    of = lambda **changes: TrainSpec(dataset="any", **{"progressive": True, **changes}).sides  # noqa: E731
+    assert of(epochs=4) == [128, 160, 192, 224, 224]
     assert of(epochs=2, start="scratch") == [128, 224]
     assert of(epochs=1, frozen_epochs=0) == [224]
-    assert of(epochs=2, progressive=False) == [224] * 3
     assert of(epochs=2, image_size=96) == [96] * 3
     assert of(epochs=1, image_size=300) == [160, 300]
+    assert TrainSpec(dataset="any", epochs=2).sides == [224] * 3
 
 
 MEMORY = """
