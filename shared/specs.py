@@ -455,7 +455,7 @@ class TrainSpec(ViewSpec):
     progressive: bool = Field(
         False,
         title="Progressive resizing",
-        description="train on smaller images first, on the full size in the last quarter of the epochs: a fifth of the time less, and a point or two more error in short trainings; validation always sees the full size",
+        description="train on smaller images first, on the full size in the last quarter of the epochs: a tenth of the time less, and a point or two more error in short trainings; validation always sees the full size",
     )
     valid_pct: float = Field(0.2, ge=0.01, le=0.9, title="Validation share", description="share of the images kept for validation")
     seed: int = Field(42, ge=0, le=2**31 - 1, title="Seed", description="of the split and of training")
@@ -485,7 +485,7 @@ class TrainSpec(ViewSpec):
 
     @property
     def sides(self) -> list[int]:
-        """The side of the images that each epoch trains on, pixels: growing from half to the whole in three quarters of the epochs, in steps that networks divide well, if it grows."""
+        """The side of the images that each epoch trains on, pixels. Progressive ones grow from half to the whole in three quarters of the epochs, in steps that networks divide well."""
         epochs = self.frozen + self.epochs
         if not self.progressive or self.image_size < 2 * SMALL or epochs == 1:
             return [self.image_size] * epochs

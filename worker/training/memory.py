@@ -2,7 +2,7 @@
 
 The activations of a batch are hundreds of megabytes, in pieces so large that glibc maps each of them anew. Every page of it is zeroed by the
 kernel when it is first touched, at every layer of every batch: a third of the processor's time. Kept, squeezenet1_0 learns from 1.5
-times as many images a second (docs/benchmarks.md).
+times as many images a second (docs/architecture.md).
 """
 
 import ctypes
