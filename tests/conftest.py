@@ -15,6 +15,7 @@ import redis
 
 from cli.start import environment, free_port, redis_server
 from shared.settings import Settings
+from shared.storage import Storage
 from web.backend import Backend
 
 # as in children (worker/device.py), before torch is imported: on a busy machine waiting threads spin instead of letting others work
@@ -69,7 +70,6 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A storage folder with the dataset `digits` and a model `digits` trained on it by the real pipeline."""
     from shared.specs import parse
-    from shared.storage import Storage
     from worker.classifying.engines import load
     from worker.importing import import_dataset
     from worker.progress import Progress
@@ -85,6 +85,16 @@ def trained(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (settings.cache / "engines").mkdir(exist_ok=True)
     load(storage.local("models/digits/v0001/info.json").parent, "fast", settings.cache)  # converted once, and not by each test's worker
     return home / "store"
+
+
+@pytest.fixture
+def ready(tmp_path: Path) -> tuple[Settings, Storage]:
+    """Settings and storage with a dataset version of handwritten digits."""
+    from handwriting import digits, place, publish
+
+    settings, storage = place(tmp_path)
+    publish(storage, tmp_path / "files", digits())
+    return settings, storage
 
 
 @pytest.fixture

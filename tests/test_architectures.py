@@ -10,8 +10,8 @@ import pytest
 import timm
 import torch
 from fastai.data.transforms import Normalize
+from handwriting import SPEC, digits, place, publish, random_weights
 from safetensors.torch import save_file
-from test_training import SPEC, digits, place, publish, random_weights
 
 from shared.errors import DarkroomError, Invalid
 from shared.specs import ARCHITECTURES, TrainSpec, parse, pretrained, timm_names

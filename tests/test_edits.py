@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
+from handwriting import digits, publish
 from playwright.sync_api import expect, sync_playwright
 from test_importing import Room
 from test_pages import make_model
 from test_pages import publish as make_version
-from test_training import digits, publish
 from werkzeug.serving import make_server
 
 from cli.main import cli

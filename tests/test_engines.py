@@ -14,9 +14,9 @@ import torchvision
 from fastai.learner import load_learner
 from fastai.vision.core import PILImage
 from fastai.vision.learner import create_vision_model
+from handwriting import SPEC, encoded, place, publish, random_weights
 from PIL import Image
 from safetensors.torch import save_file
-from test_training import SPEC, encoded, place, publish, random_weights
 
 from shared import datasets, models, results
 from shared.errors import DarkroomError

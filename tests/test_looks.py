@@ -4,8 +4,8 @@ import io
 
 import numpy as np
 import pytest
+from handwriting import digits, place, publish
 from PIL import Image
-from test_training import digits, place, publish
 
 from shared import looks
 from shared.errors import DarkroomError
@@ -21,13 +21,6 @@ def tiles(storage, name, spec=SPEC):
     data = storage.read(looks.path("digits", 1, looks.key(spec), f"{name}.webp"))
     pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGBA"))
     return [pixels[:, i : i + SIDE] for i in range(0, pixels.shape[1], SIDE + GAP)]
-
-
-@pytest.fixture
-def ready(tmp_path):
-    settings, storage = place(tmp_path)
-    publish(storage, tmp_path / "files", digits())
-    return settings, storage
 
 
 def test_the_pictures_are_made_once_and_kept(ready):

@@ -8,8 +8,8 @@ import pytest
 import torch
 from fastai.learner import load_learner
 from fastai.vision.learner import create_vision_model
+from handwriting import SPEC, a_few, digits, place, publish
 from safetensors.torch import load_file
-from test_training import SPEC, a_few, digits, place, publish
 from torchvision.models import squeezenet1_1
 
 from shared import models, validation

@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import alive, until, working_for
 from faults import ended, explain, order_training
-from test_training import SPEC, digits, nothing_stays, place, publish
+from handwriting import SPEC, digits, nothing_stays, place, publish
 
 from shared import models
 from shared.errors import Cancelled, DarkroomError, Invalid
@@ -116,8 +116,8 @@ import hashlib, json, os, sys
 from pathlib import Path
 import torch
 from fastai.callback.core import Callback
+from handwriting import place
 from shared.specs import TrainSpec
-from test_training import place
 from worker.progress import Progress
 from worker.training import learn
 from worker.training.checkpoints import Standing

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from handwriting import digits, place, publish
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_training import digits, place, publish
 
 from shared import datasets
 from shared.specs import TrainSpec
