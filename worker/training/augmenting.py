@@ -5,7 +5,7 @@ all operations before the next, and stays in the processor's cache. The rotation
 map, so that its grid is computed once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,15 +13,16 @@ import torch
 from fastai.callback.core import Callback
 from fastai.data.transforms import IntToFloatTensor, Normalize
 from fastai.torch_core import TensorImage
-from fastai.vision.augment import AffineCoordTfm, LightingTfm, find_coeffs
+from fastai.vision.augment import AffineCoordTfm, LightingTfm, RandTransform, find_coeffs
 from fasttransform import Pipeline, Transform
 from torch.nn.functional import grid_sample
 
+TRAINING = 0  # which of a learner's two loaders
 SMALLEST = 1e-7  # share of light that fastai takes black for, and away from white
 
 
 class Quick(Callback):
-    """Lets a learner train with `Augmentation` in place of fastai's transforms, which are there again, for the export, when it has ended.
+    """Lets a learner train and validate with `Augmentation` in place of fastai's transforms, which are there again, for the export, when it has ended.
 
     On a processor batches are augmented where their images are decoded, in the processes of the loader if it has any.
     """
@@ -30,25 +31,31 @@ class Quick(Callback):
 
     def before_fit(self) -> None:
         """From here on."""
-        self.loader = self.dls.train
-        self.fastais = self.loader.after_batch
-        augment = Augmentation(list(self.fastais.fs))
-        if self.dls.device.type != "cpu":
-            self.loader.after_batch = Pipeline([augment], split_idx=0)
-            return
-        collate = self.loader.create_batch
-
-        def create_batch(items: list[Any]) -> tuple[Any, ...]:
-            images, *labels = collate(items)
-            with one_thread():
-                return augment(TensorImage(images), split_idx=0), *labels  # collating forgets what a tensor is
-
-        self.loader.create_batch, self.loader.after_batch = create_batch, Pipeline([])
+        self.fastais = [loader.after_batch for loader in self.dls.loaders]
+        for side, loader in enumerate(self.dls.loaders):
+            # fastai's random ones are asked for validation batches too, and leave them as they are
+            augment = Augmentation([each for each in loader.after_batch.fs if side == TRAINING or not isinstance(each, RandTransform)])
+            if self.dls.device.type == "cpu":
+                loader.create_batch, loader.after_batch = _augmented(loader.create_batch, augment), Pipeline([])
+            else:
+                loader.after_batch = Pipeline([augment])
 
     def after_fit(self) -> None:
         """Until here."""
-        self.loader.after_batch = self.fastais
-        self.loader.__dict__.pop("create_batch", None)
+        for loader, fastais in zip(self.dls.loaders, self.fastais, strict=True):
+            loader.after_batch = fastais
+            loader.__dict__.pop("create_batch", None)
+
+
+def _augmented(collate: Callable[[list[Any]], tuple[Any, ...]], augment: "Augmentation") -> Callable[[list[Any]], tuple[Any, ...]]:
+    """Collates items as `collate` does, and augments the batch where that is done."""
+
+    def create_batch(items: list[Any]) -> tuple[Any, ...]:
+        images, *labels = collate(items)
+        with one_thread():
+            return augment(TensorImage(images)), *labels  # collating forgets what a tensor is
+
+    return create_batch
 
 
 @contextmanager
@@ -63,9 +70,7 @@ def one_thread() -> Iterator[None]:
 
 
 class Augmentation(Transform):
-    """What a learner does to a batch of training images, in one go."""
-
-    split_idx = 0
+    """What a learner does to a batch of images, in one go."""
 
     def __init__(self, transforms: list[Any]) -> None:
         """`transforms`: fastai's, of which `IntToFloatTensor`, `aug_transforms` and `Normalize` are known. Raises ValueError for others."""
