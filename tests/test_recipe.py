@@ -5,6 +5,7 @@ import subprocess
 import sys
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ from worker.training import train
 from worker.training.checkpoints import Standing
 from worker.training.live import Live, Watch
 from worker.training.pictures import Sample, samples_of
-from worker.training.recipe import Seeds, build_learner, find_rate, fit, loader_workers, loss_function, regular
+from worker.training.recipe import Seeds, build_learner, find_rate, fit, loader_workers, loss_function, regular, stem
 from worker.training.weights import fetch_weights, weights_file
 
 
@@ -85,7 +86,7 @@ def fine_tuned(learner, spec, live):
         learner.fine_tune(spec.epochs, spec.base_lr, freeze_epochs=spec.frozen_epochs, cbs=callbacks)
 
 
-@pytest.mark.parametrize("arch", ["resnet18", "squeezenet1_1", "mobilenet_v3_small"])
+@pytest.mark.parametrize("arch", ["resnet18", "squeezenet1_0", "squeezenet1_1", "mobilenet_v3_small"])
 def test_a_stem_stays_as_it_came_and_the_rest_of_the_network_learns(ready, tmp_path, monkeypatch, arch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     random_weights(arch, tmp_path / "torch")
@@ -94,8 +95,8 @@ def test_a_stem_stays_as_it_came_and_the_rest_of_the_network_learns(ready, tmp_p
     before = [parameter.detach().clone() for parameter in learner.model.parameters()]
     fit(learner, spec, Live(Progress(lambda _: None), spec, learner.dls, Standing(16)))
     moved = [not torch.equal(old, new) for old, new in zip(before, learner.model.parameters(), strict=True)]
-    stem = {id(p) for p in learner.splitter(learner.model)[0]} if spec.keeps_stem else set()
-    kept = [id(parameter) in stem for parameter in learner.model.parameters()]
+    of = {id(p) for p in stem(learner, arch)} if spec.keeps_stem else set()
+    kept = [id(parameter) in of for parameter in learner.model.parameters()]
     # in the epoch before, fastai trains the batch normalisation of a frozen body
     norms = {id(p) for m in learner.model.modules() if isinstance(m, torch.nn.BatchNorm2d) for p in m.parameters()}
     of_stem = [m for m, k, p in zip(moved, kept, learner.model.parameters(), strict=True) if k and id(p) not in norms]
@@ -109,6 +110,17 @@ def test_the_networks_with_a_stem_are_those_that_fastai_splits_in_three(arch):
     network = getattr(torchvision.models, arch)
     groups = model_meta.get(network, {"split": default_split})["split"]
     assert len(groups(create_vision_model(network, 2, pretrained=False))) == (3 if TrainSpec(dataset="any", arch=arch).keeps_stem else 2)
+
+
+@pytest.mark.parametrize("arch", ["squeezenet1_0", "squeezenet1_1"])
+def test_the_stem_of_a_squeezenet_ends_with_its_second_pooling(arch):
+    body = getattr(torchvision.models, arch)(weights=None).features
+    second = [i for i, layer in enumerate(body) if isinstance(layer, torch.nn.MaxPool2d)][1]
+    learner = SimpleNamespace(
+        model=create_vision_model(getattr(torchvision.models, arch), 2, pretrained=False),
+        splitter=model_meta[getattr(torchvision.models, arch)]["split"],
+    )
+    assert [id(p) for p in stem(learner, arch)] == [id(p) for p in learner.model[0][0][:second].parameters()]
 
 
 class Sizes(Callback):

@@ -29,6 +29,7 @@ from fastai.vision.augment import PadMode, RandomResizedCrop, Resize, ResizeMeth
 from fastai.vision.core import PILImage, imagenet_stats
 from fastai.vision.learner import default_split, vision_learner
 from fasttransform import Transform
+from torch.nn import Parameter
 
 from shared.errors import DarkroomError
 from shared.specs import ARCHITECTURES, TrainSpec, ViewSpec
@@ -42,6 +43,8 @@ from worker.training.weights import Origin, fetch_weights, take_over, timm_stats
 FEW_PIXELS = 50_000_000  # decoded by one core in about as long as loader processes take to start
 MOST_WORKERS = 8
 ALL, BODY, HEAD = 0, 1, -1  # the first of fastai's three groups of layers that is trained: the stem, the rest of the body, the head
+# squeezenet1_0 pools a second time a layer later than squeezenet1_1, and fastai divides both as the latter: that layer is a fifth of its work
+STEM_LAYERS = {"squeezenet1_0": 6}
 TRAINING, VALIDATION = 0, 1  # what fastai calls the two sides of a split
 BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})  # what processors call it that multiply such numbers themselves
 
@@ -185,21 +188,27 @@ def fit(learner: Learner, spec: TrainSpec, live: Live, *more: Callback) -> None:
             ended -= passed
             if passed == cycle.epochs or live.standing.over:
                 continue
-            freeze(learner, cycle.first)
+            freeze(learner, cycle.first, spec.arch)
             learner.fit_one_cycle(
                 cycle.epochs, cycle.rate, div=cycle.div, pct_start=cycle.pct_start, wd=spec.weight_decay, cbs=callbacks, start_epoch=passed
             )
 
 
-def freeze(learner: Learner, first: int) -> None:
+def freeze(learner: Learner, first: int, arch: str) -> None:
     """Train the groups of layers from `first` on.
 
     The batch normalisation of a stem, which fastai trains although it is frozen, is left alone as well: for it the whole way back through the stem would have to be computed.
     """
     learner.freeze_to(first)
     if first == BODY:
-        for parameter in learner.opt.param_lists[0]:
+        for parameter in stem(learner, arch):
             parameter.requires_grad_(False).grad = None
+
+
+def stem(learner: Learner, arch: str) -> list[Parameter]:
+    """What is never trained if a network keeps its stem: fastai's first group, and what else comes before the second pooling (`STEM_LAYERS`)."""
+    more = learner.model[0][0][: STEM_LAYERS[arch]].parameters() if arch in STEM_LAYERS else []
+    return list(dict.fromkeys([*learner.splitter(learner.model)[0], *more]))
 
 
 def regular(spec: TrainSpec, learner: Learner) -> list[Callback]:
