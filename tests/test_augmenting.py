@@ -48,7 +48,6 @@ class Batches(Callback):
 
 
 def test_a_learner_sees_what_it_would_see_without(ready):
-    # the validation batch to the last bit: the same operations in the same order
     settings, storage = ready
     spec = TrainSpec(**SPEC | {"augment": "course"})
     learner = build_learner(spec, samples_of(spec, 1, storage, settings, Progress(lambda _: None)))

@@ -17,7 +17,6 @@ from fastai.vision.augment import AffineCoordTfm, LightingTfm, RandTransform, fi
 from fasttransform import Pipeline, Transform
 from torch.nn.functional import grid_sample
 
-TRAINING = 0  # which of a learner's two loaders
 SMALLEST = 1e-7  # share of light that fastai takes black for, and away from white
 
 
@@ -32,9 +31,9 @@ class Quick(Callback):
     def before_fit(self) -> None:
         """From here on."""
         self.fastais = [loader.after_batch for loader in self.dls.loaders]
-        for side, loader in enumerate(self.dls.loaders):
+        for loader in self.dls.loaders:
             # fastai's random ones are asked for validation batches too, and leave them as they are
-            augment = Augmentation([each for each in loader.after_batch.fs if side == TRAINING or not isinstance(each, RandTransform)])
+            augment = Augmentation([f for f in loader.after_batch.fs if loader is self.dls.train or not isinstance(f, RandTransform)])
             if self.dls.device.type == "cpu":
                 loader.create_batch, loader.after_batch = _augmented(loader.create_batch, augment), Pipeline([])
             else:

@@ -155,7 +155,7 @@ def _keep(image: Image.Image, path: Path) -> None:
     """Write a picture into the cache, whole or not at all. Read many times, written once, kept for a while: speed before size."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    image.save(part, "PNG" if path.suffix == ".png" else "JPEG", compress_level=0, quality=95)
+    image.save(part, "PNG" if path.suffix == ".png" else "JPEG", compress_level=1, quality=95)
     part.replace(path)
 
 
