@@ -360,7 +360,7 @@ def test_the_train_form_shows_the_defaults_of_the_spec(client: FlaskClient, fill
     text = client.get("/trainings/new?dataset=clothing").text
     assert re.search(r'name="epochs" value="4"[^>]*min="1"[^>]*max="500"', text)
     assert (
-        '8 images in 2 classes (<a href="/datasets/clothing/v/1">clothing v1</a>; unknown&nbsp;<span class="soft count">8</span>), resnet18'
+        '8 images in 2 classes (<a href="/datasets/clothing/v/1">clothing v1</a>; licence: unknown&nbsp;<span class="soft count">8</span>), resnet18'
         in text
     )
     assert "resnet18, 5 epochs" in text

@@ -460,7 +460,7 @@ def test_trainings_and_models_name_the_version_and_its_licences(site):
         text = told(site.client.get(page).text)
         assert re.search(rf'/datasets/{NAME}/v/2">digits v2</a>: 11 images; CC BY 4.0 2,000, CC0 1,068', text), page
     text = told(site.client.get(f"/trainings/new?dataset={NAME}").text)
-    assert "digits v2</a>; CC BY 4.0 2,000, CC0 1,068" in text
+    assert "digits v2</a>; licence: CC BY 4.0 2,000, CC0 1,068" in text
 
 
 def test_a_training_on_a_version_that_is_gone_says_so(site):
