@@ -327,6 +327,15 @@ def test_a_decision_that_is_not_kept_is_told_and_its_picture_comes_back(reviewin
     expect(page.locator("#review-wrong")).to_be_hidden()
 
 
+def test_pictures_to_review_stand_in_lines_with_the_others(reviewing):
+    page, _ = reviewing
+    page.goto(page.url.split("/review")[0])
+    expect(page.locator(".cell .sub.review")).to_have_count(24)
+    tall = "cells => cells.map(cell => cell.getBoundingClientRect().height / cell.querySelector('a').getBoundingClientRect().height)"
+    assert max(page.locator(".cell").evaluate_all(tall)) < 2  # a square, and lines of text below it
+    wide_enough(page)
+
+
 def test_review_works_without_a_script(browser, reviewing):
     page, decisions = reviewing
     plain = browser.new_context(java_script_enabled=False).new_page()
